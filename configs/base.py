@@ -1,0 +1,212 @@
+"""Every field of a config, its default and its meaning; and `validate`, which runs before anything is built.
+
+A config file offers named experiments: `--config=configs/digits.py:dsm`. Any field can be overridden on the command line,
+`--config.training.steps=2000`. Fields that only some choices have (say `eta` of DDIM) default to None, "the default of
+the chosen component", and are refused when the chosen component does not have them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+class Preset(NamedTuple):
+    """One experiment of a config file: what makes its config, one line about it, and what it takes to run."""
+
+    make: Callable[[], ConfigDict]
+    description: str
+    expected_time: str
+
+
+def choose(presets: dict[str, Preset], name: str | None, file: str) -> ConfigDict:
+    """The config of one preset of a file.
+
+    Raises:
+      ValueError: for a name that the file does not have, listing those it has.
+    """
+    if not name or name not in presets:
+        given = f"'{name}' is not an experiment of {file}" if name else f"{file} needs the name of an experiment"
+        raise ValueError(f"--config={file}:NAME: {given}; choose from {', '.join(presets)}")
+    config = presets[name].make()
+    config.experiment = f"{file.split('/')[-1].removesuffix('.py')}_{name}"
+    return config
+
+
+def get_config() -> ConfigDict:
+    """The defaults: class-conditional EDM on 32x32 images with a U-Net."""
+    c = ConfigDict()
+    c.experiment = "base"  # name of the experiment; a workdir belongs to one
+    c.seed = 0  # root of all randomness of training: initial parameters, data order, noise
+    c.prediction = "edm"  # what the network's output means: x0, epsilon, v, score, edm (EDM's F)
+    c.sigma_data = 0.5  # standard deviation of the data, about 0.5 for images in [-1, 1]
+    c.data = _data()
+    c.process = _process()
+    c.network = _network()
+    c.objective = _objective()
+    c.optimizer = _optimizer()
+    c.ema = _ema()
+    c.training = _training()
+    c.sampler = _sampler()
+    c.evaluation = _evaluation()
+    c.mesh = ConfigDict({"fsdp": 1})  # devices over which parameters are split; the others replicate them
+    return c
+
+
+def _data() -> ConfigDict:
+    c = ConfigDict()
+    c.source = "digits"  # digits, mnist5k, fashion_mnist, emoji, toy2d[:NAME], tfds:NAME, folder:PATH, npz:PATH
+    c.path = ""  # where the files are, for fashion_mnist, 64 px emoji and the data_dir of tfds
+    c.image_size = 0  # side to which folder and emoji images are brought; 0: as they are
+    c.batch_size = 128  # of all processes together
+    c.flip = False  # mirror half of the images left to right
+    c.shift = 0  # move images by up to this many pixels in both directions
+    c.dequantise = False  # add uniform noise of one grey level
+    c.pad_to = 0  # pad with background (-1) to this side; 0: no padding
+    return c
+
+
+def _process() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "edm"  # vp_linear, cosine, edm, rectified_flow
+    c.time_min = placeholder(float)  # smallest time trained and sampled, in [0, 1)
+    c.time_max = placeholder(float)  # largest
+    c.beta_min = placeholder(float)  # vp_linear: noise rates at both ends
+    c.beta_max = placeholder(float)
+    c.shift = placeholder(float)  # cosine: reference side / image side
+    c.logsnr_limit = placeholder(float)  # cosine: truncation of |log-SNR|
+    c.sigma_min = placeholder(float)  # edm: noise levels at both ends, and the exponent between them
+    c.sigma_max = placeholder(float)
+    c.rho = placeholder(float)
+    return c
+
+
+def _network() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "unet"  # mlp, unet, dit
+    c.width = placeholder(int)  # channels
+    c.depth = placeholder(int)  # mlp, dit: blocks
+    c.dropout = placeholder(float)  # probability, in [0, 1)
+    c.dtype = placeholder(str)  # of the computation: float32 or bfloat16; parameters stay float32
+    c.num_heads = placeholder(int)  # unet, dit: attention heads
+    c.channel_multipliers = placeholder(tuple)  # unet: channels of each level over width; one level per entry
+    c.blocks_per_level = placeholder(int)  # unet
+    c.attention_resolutions = placeholder(tuple)  # unet: sides of the feature maps that attend
+    c.patch_size = placeholder(int)  # dit: side of a patch
+    return c
+
+
+def _objective() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "dsm"  # dsm
+    c.label_dropout = 0.1  # probability of hiding a label, which classifier-free guidance needs
+    c.weighting = ConfigDict()
+    c.weighting.name = "edm"  # edm, sigmoid, uniform, snr_clipped
+    c.weighting.bias = placeholder(float)  # sigmoid
+    c.weighting.gamma = placeholder(float)  # snr_clipped
+    c.time_sampler = ConfigDict()
+    c.time_sampler.name = "log_normal"  # uniform, log_normal, low_discrepancy
+    c.time_sampler.mean = placeholder(float)  # log_normal: of log(sigma / alpha)
+    c.time_sampler.std = placeholder(float)
+    return c
+
+
+def _optimizer() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "adam"  # adam, adamw
+    c.learning_rate = 1e-3  # after warm-up
+    c.schedule = "cosine"  # constant, cosine, linear: from the learning rate, the last two to 0 at the last step
+    c.warmup_steps = 100
+    c.beta1 = 0.9
+    c.beta2 = 0.99
+    c.weight_decay = 0.0  # adamw only
+    c.gradient_clip = 1.0  # largest global norm of the gradient; 0: no clipping
+    return c
+
+
+def _ema() -> ConfigDict:
+    c = ConfigDict()
+    c.half_lives = (50_000,)  # in images, one average each
+    c.ramp = 0.05  # the half-life is at most this fraction of the images seen
+    return c
+
+
+def _training() -> ConfigDict:
+    c = ConfigDict()
+    c.steps = 2000  # optimiser steps of the whole run
+    c.accumulation = 1  # slices of the batch whose gradients are averaged one after another
+    c.log_every = 100  # steps between lines of metrics
+    c.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
+    c.keep = 2  # checkpoints kept, the newest
+    c.sample_every = 0  # steps between grids of samples; 0: at the end only
+    c.max_skipped_in_a_row = 50  # abort after so many updates in a row that were not finite
+    c.profile = False  # write a profile of a few steps for TensorBoard or Perfetto
+    return c
+
+
+def _sampler() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "heun"  # ancestral, ddim, euler, heun
+    c.steps = placeholder(int)  # grid intervals; network calls are steps, or 2 steps - 1 for heun
+    c.grid = placeholder(str)  # uniform, karras, logsnr
+    c.eta = placeholder(float)  # ddim: 0 deterministic ... 1 ancestral
+    c.churn = placeholder(float)  # heun: S_churn and its range and noise scale
+    c.churn_min = placeholder(float)
+    c.churn_max = placeholder(float)
+    c.churn_noise = placeholder(float)
+    c.guidance = 1.0  # classifier-free guidance scale; 1: none
+    c.guidance_interval = (0.0, float("inf"))  # noise levels sigma / alpha, (low, high], in which it acts
+    return c
+
+
+def _evaluation() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of the generated images: image i is a function of (seed, i)
+    c.num_samples = 1000  # images generated
+    c.batch_size = 256  # images generated at a time; does not change them
+    c.ema = 0  # which average to sample from, an index into ema.half_lives; -1: the live parameters
+    return c
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks everything that can be checked without data: names, options, ranges and combinations.
+
+    Raises:
+      ValueError: naming the field, its value and the valid choices.
+    """
+    # Imported here: listing and parsing configs must not wait for JAX.
+    from training import components
+
+    for field in ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
+                  "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
+                  "evaluation.batch_size"):
+        _require(_get(config, field) >= 1, field, _get(config, field), "must be at least 1")
+    for field in ("training.sample_every", "data.shift", "data.pad_to", "data.image_size"):
+        _require(_get(config, field) >= 0, field, _get(config, field), "must be at least 0")
+    _require(config.sigma_data > 0, "sigma_data", config.sigma_data, "must be positive")
+    dropout = config.objective.label_dropout
+    _require(0 <= dropout < 1, "objective.label_dropout", dropout, "must lie in [0, 1)")
+    averages = len(config.ema.half_lives)
+    _require(-1 <= config.evaluation.ema < averages, "evaluation.ema", config.evaluation.ema,
+             f"must be -1 (live parameters) or an index into ema.half_lives = {config.ema.half_lives}")
+    _require(config.data.batch_size % config.training.accumulation == 0, "training.accumulation",
+             config.training.accumulation, f"must divide data.batch_size = {config.data.batch_size}")
+    interval = config.sampler.guidance_interval
+    _require(len(interval) == 2 and 0 <= interval[0] < interval[1], "sampler.guidance_interval", interval,
+             "must be (low, high) with 0 <= low < high")
+    guidance = config.sampler.guidance
+    _require(guidance >= 0, "sampler.guidance", guidance, "must be at least 0 (1: no guidance)")
+    _require(guidance == 1 or dropout > 0, "sampler.guidance", guidance,
+             "needs a network that was trained with objective.label_dropout > 0")
+    components.check(config)
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _require(condition: bool, field: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise ValueError(f"config.{field} = {value} {rule}")

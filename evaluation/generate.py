@@ -1,0 +1,140 @@
+"""Generated images, numbered: image i is a function of (seed, i), so that any subset can be made again.
+
+Label of image i: i mod num_classes. Images are made `batch_size` at a time, always in a batch of exactly that size (the
+surplus of the last one is dropped), and every finished batch is a file:
+
+  <directory>/00000000-00000256.npz   image (uint8, or float32 points), nfe [n], seconds
+
+An interrupted generation goes on with the first missing file. Seconds are of the batch, without compilation.
+"""
+
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Int, Key
+
+from data.images import to_uint8
+from diffusion.random import image_keys
+from samplers.base import Samples
+
+SampleFunction = Callable[[Key[Array, " batch"], Int[Array, " batch"] | None], Samples]
+
+
+class Generated(NamedTuple):
+    """Images of one sampler.
+
+    Attributes:
+      images: [N, H, W, C] uint8, or [N, 2] float32 points.
+      labels: [N], or None for unlabelled data.
+      nfe: [N] network evaluations spent on each image.
+      seconds: time of sampling, compilation not included.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    nfe: np.ndarray
+    seconds: float
+
+
+class InterruptedGeneration(Exception):
+    """A stop request arrived; the finished batches are on disk."""
+
+
+def labels_of(indices: np.ndarray, num_classes: int) -> np.ndarray | None:
+    """The class that image i is asked for: i mod num_classes, None for unlabelled data."""
+    return (indices % num_classes).astype(np.int32) if num_classes else None
+
+
+def generate(
+    sample: SampleFunction,
+    directory: Path,
+    *,
+    seed: int,
+    num_samples: int,
+    batch_size: int,
+    num_classes: int,
+    stopped: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], Any] = lambda done: None,
+) -> Generated:
+    """Images 0 ... num_samples - 1, from disk where they have been made before.
+
+    Args:
+      sample: (keys, labels) -> Samples for `batch_size` images; jitted. Its inputs are placed by its own shardings.
+      directory: of this sampler, checkpoint and seed, and of nothing else.
+      seed: of the images.
+      num_samples, batch_size: at least 1.
+      num_classes: 0 for unlabelled data.
+      stopped: asked before every batch.
+      progress: told the number of images that are done.
+
+    Raises:
+      InterruptedGeneration: after a stop request.
+      FloatingPointError: if an image is not finite.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    batches, compiled = [], False
+    for start in range(0, num_samples, batch_size):
+        if stopped():
+            raise InterruptedGeneration(f"{start} of {num_samples} images are in {directory}")
+        path = directory / f"{start:08d}-{start + batch_size:08d}.npz"
+        batch = _read(path)
+        if batch is None:
+            indices = np.arange(start, start + batch_size)
+            keys, labels = image_keys(seed, jnp.asarray(indices)), labels_of(indices, num_classes)
+            labels = None if labels is None else jnp.asarray(labels)
+            if not compiled:  # its time is not the sampler's
+                jax.block_until_ready(sample(keys, labels))
+                compiled = True
+            begin = time.perf_counter()
+            x0, nfe = jax.device_get(sample(keys, labels)[:2])
+            batch = {"image": _stored(x0, start), "nfe": nfe, "seconds": np.float64(time.perf_counter() - begin)}
+            if jax.process_index() == 0:
+                _write(path, batch)
+        batches.append(batch)
+        progress(min(start + batch_size, num_samples))
+    images = np.concatenate([batch["image"] for batch in batches])[:num_samples]
+    nfe = np.concatenate([batch["nfe"] for batch in batches])[:num_samples]
+    seconds = float(sum(batch["seconds"] for batch in batches))
+    return Generated(images, labels_of(np.arange(num_samples), num_classes), nfe, seconds)
+
+
+def generated_files(directory: Path) -> Iterator[Path]:
+    """The batches of a directory in the order of their images."""
+    return iter(sorted(directory.glob("????????-????????.npz")))
+
+
+def _stored(x0: np.ndarray, start: int) -> np.ndarray:
+    if not np.isfinite(x0).all():
+        bad = np.flatnonzero(~np.isfinite(x0.reshape(len(x0), -1)).all(axis=1))
+        raise FloatingPointError(f"image {start + bad[0]} is not finite ({len(bad)} of this batch of {len(x0)}): the "
+                                 "sampler diverged; take more steps, less guidance, or another checkpoint")
+    return to_uint8(x0) if x0.ndim == 4 else x0
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """A finished batch, or None where it is missing or damaged and has to be made again."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("image", "nfe", "seconds")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        logging.warning("Damaged, made again: %s (%s)", path, problem)
+        return None
+
+
+def _write(path: Path, batch: dict[str, np.ndarray]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez_compressed(file, **batch)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,129 @@
+"""Flags -> mode -> one call. What happens is in training/loop.py (train) and training/inference.py (sample, evaluate).
+
+  python main.py --config=configs/digits.py:dsm --workdir=runs/digits_dsm [--config.training.steps=2000 ...]
+  python main.py --mode=evaluate --config=configs/digits.py:dsm --workdir=runs/digits_dsm --config.sampler.name=ddim
+  python main.py --list_configs
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+ROOT = Path(__file__).absolute().parent
+MODES = ("train", "sample", "evaluate")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples, results.")
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
+_ALLOW = flags.DEFINE_bool("allow_config_change", False, "Continue a run although its config differs from the stored one.")
+_LIST = flags.DEFINE_bool("list_configs", False, "Print every experiment with its expected time, and exit.")
+_MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts by jax.distributed before anything else.")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0, 2 for bad input, 128 + signal number after a stop request."""
+    try:
+        return _run(argv)
+    except Exception as error:
+        # One clear message for what a user can mend; a fault of the program keeps its traceback.
+        if _raised_by_us(error):
+            return _complain(error)
+        raise
+
+
+def _run(argv: list[str]) -> int:
+    if _LIST.value:
+        from configs.listing import list_configs
+
+        print(list_configs())
+        return 0
+    if len(argv) > 1:
+        raise ValueError(f"not understood: {' '.join(argv[1:])}")
+    if _MODE.value not in MODES:
+        raise ValueError(f"--mode = '{_MODE.value}' is not known; choose from {', '.join(MODES)}")
+    if _CONFIG.value is None:
+        raise ValueError("--config=FILE:NAME is missing; python main.py --list_configs shows what there is")
+    if not _WORKDIR.value:
+        raise ValueError("--workdir=FOLDER is missing")
+    import jax
+
+    if _MULTIHOST.value:
+        jax.distributed.initialize()
+    # Beside the workdirs, so that all runs of one place share it.
+    jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value).expanduser().absolute().parent / ".jax_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    from configs.base import validate
+
+    validate(_CONFIG.value)
+    if _MODE.value == "train":
+        from training.loop import train
+
+        return train(_CONFIG.value, _WORKDIR.value, allow_config_change=_ALLOW.value)
+    from training import inference
+
+    return {"sample": inference.sample, "evaluate": inference.evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; the config file is run here and its overrides are applied, with one line for what is wrong."""
+    logging.set_verbosity(logging.INFO)
+    for argument in argv:
+        file = argument.removeprefix("--config=").split(":")[0]
+        if argument.startswith("--config=") and not Path(file).is_file():
+            from configs.listing import all_presets
+
+            sys.exit(_complain(ValueError(f"{argument}: there is no file {file}; choose from "
+                                          f"{', '.join(all_presets())}, or a file of your own")))
+    try:
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value and _CONFIG.value.experiment  # what went wrong with the file is raised on first use
+        return rest
+    except Exception as error:
+        # The loader wraps what a config file raises; the message for the user is in the chain.
+        chain: list[BaseException] = [error]
+        while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+            chain.append(inner)
+        ours = [link for link in chain if _raised_by_us(link)] + _unknown_fields(argv)
+        if ours or isinstance(error, flags.Error | OSError | KeyError | AttributeError | TypeError):
+            sys.exit(_complain(ours[0] if ours else error))
+        raise
+
+
+def _unknown_fields(argv: list[str]) -> list[ValueError]:
+    """One error for each override of a field that no config has, listing the fields that are there."""
+    from configs.base import get_config
+
+    errors = []
+    for argument in argv:
+        section, where = get_config(), "config"
+        parts = argument.split("=")[0].removeprefix("--config.").split(".")
+        for part in parts if argument.startswith("--config.") else []:
+            if not hasattr(section, "keys") or part not in section:
+                choices = ", ".join(section) if hasattr(section, "keys") else "none"
+                errors.append(ValueError(f"{argument}: {where} has no field '{part}'; choose from {choices}"))
+                break
+            section, where = section[part], f"{where}.{part}"
+    return errors
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the error was raised on a line of this project, with a message for users, and not within a library."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    path = Path(traceback.tb_frame.f_code.co_filename).absolute()
+    kinds = ValueError | OSError | RuntimeError | FloatingPointError
+    return isinstance(error, kinds) and path.is_relative_to(ROOT) and "site-packages" not in path.parts
+
+
+def _complain(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,50 @@
+"""Ancestral sampling of DDPM [Ho et al. 2020, algorithm 2], for any schedule and any grid.
+
+  1. x_s = A x_t + B x0_hat + C z,  with A, B, C of q(x_s | x_t, x0) (`diffusion/process.py`, equation 2).
+  2. In the last interval s is the clean end: A = 0, B = 1, C = 0, hence x = x0_hat.
+
+Order 1 (weak), stochastic; one network call a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion.base import Denoiser, Process, require_kernel
+from diffusion.random import image_noise
+from samplers.base import Samples, check_steps, run_scan, scan_tables
+from samplers.time_grids import make_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral:
+    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS)."""
+
+    steps: int = 100
+    grid: str = "uniform"
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        process: Process,
+        keys: Key[Array, " batch"],
+        label: Int[Array, " batch"] | None,
+        *,
+        shape: tuple[int, ...],
+        keep_steps: bool = False,
+    ) -> Samples:
+        require_kernel(process, "the ancestral sampler")
+        t = make_grid(process, self.grid, self.steps).t
+        a, b, c = process.posterior(t[1:], t[:-1])
+        rows = scan_tables(t=t, a=np.append(a, 0.0), b=np.append(b, 1.0), c=np.append(c, 0.0))
+
+        def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
+            noise = image_noise(keys, row["index"] + 1, shape)
+            return row["a"] * x + row["b"] * x0_hat + row["c"] * noise, extra
+
+        return run_scan(update, denoise, process.prior(keys, shape), None, rows, label, keep_steps=keep_steps)

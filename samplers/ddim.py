@@ -1,0 +1,61 @@
+"""DDIM [Song, Meng & Ermon 2021, eq. 12 and 16], for any schedule and any grid.
+
+  1. noise_hat = (x_t - alpha_t x0_hat) / sigma_t
+  2. C = eta sigma_s sqrt(1 - exp(lambda_t - lambda_s)): eta times the ancestral standard deviation
+  3. x_s = alpha_s x0_hat + sqrt(sigma_s^2 - C^2) noise_hat + C z
+
+eta = 0 is deterministic: the exponential integrator of the probability-flow ODE with x0_hat frozen, order 1.
+eta = 1 is ancestral sampling. In the last interval alpha_s = 1 and sigma_s = 0, hence x = x0_hat. One network call a step.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion.base import Denoiser, Process, require_kernel
+from diffusion.random import image_noise
+from samplers.base import Samples, check_steps, run_scan, scan_tables
+from samplers.time_grids import make_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDIM:
+    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with noise `eta` in [0, 1]."""
+
+    steps: int = 50
+    grid: str = "uniform"
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta = {self.eta} must lie in [0, 1]")
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        process: Process,
+        keys: Key[Array, " batch"],
+        label: Int[Array, " batch"] | None,
+        *,
+        shape: tuple[int, ...],
+        keep_steps: bool = False,
+    ) -> Samples:
+        require_kernel(process, "DDIM")
+        grid = make_grid(process, self.grid, self.steps)
+        sigma_s = grid.sigma[1:]
+        one_minus_r = -np.expm1(np.diff(-process.logsnr(grid.t)))  # 1 - exp(lambda_t - lambda_s)
+        c = self.eta * sigma_s * np.sqrt(np.append(one_minus_r, 0.0))
+        # x_s = b x0_hat + a x_t + c z, equation 3 with equation 1 inserted: the coefficients in float64.
+        a = np.sqrt(sigma_s**2 - c**2) / grid.sigma[:-1]
+        rows = scan_tables(t=grid.t, a=a, b=grid.alpha[1:] - a * grid.alpha[:-1], c=c)
+
+        def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
+            x = row["a"] * x + row["b"] * x0_hat
+            if self.eta > 0:
+                x = x + row["c"] * image_noise(keys, row["index"] + 1, shape)
+            return x, extra
+
+        return run_scan(update, denoise, process.prior(keys, shape), None, rows, label, keep_steps=keep_steps)

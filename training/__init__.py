@@ -1,0 +1,1 @@
+"""Runs any training method: experiment (config -> objects), state, step, loop, checkpoints, writers."""

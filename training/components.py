@@ -1,0 +1,143 @@
+"""Sections of a config -> components: with `training/experiment.py`, the only place where names become objects.
+
+A component is a frozen dataclass or a network class; the options of its section that are not None become its arguments.
+"""
+
+import inspect
+from typing import Any
+
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from diffusion import SCHEDULES
+from diffusion.networks import NETWORKS
+from diffusion.prediction import PREDICTIONS
+from diffusion.process import GaussianProcess
+from samplers import SAMPLERS
+from samplers.base import Sampler
+from samplers.time_grids import TIME_GRIDS
+from scoring import OBJECTIVES
+from scoring.base import Objective
+from scoring.time_samplers import TIME_SAMPLERS
+from scoring.weightings import WEIGHTINGS
+from training.ema import EMA
+from training.optimizers import make_learning_rate, make_optimizer
+
+# Fields of a section that belong to the section, not to the component it names.
+_OF_SECTION = {"sampler": ("guidance", "guidance_interval")}
+
+
+def check(config: ConfigDict) -> None:
+    """Builds everything that is cheap, so that whatever is wrong with it is said now.
+
+    Raises:
+      ValueError: naming field, value and choices.
+    """
+    known("prediction", config.prediction, PREDICTIONS)
+    make_process(config)
+    make_objective(config)
+    make_sampler(config)
+    make_ema(config)
+    optimizer(config)
+    network_options(config)
+
+
+def known(field: str, name: str, choices: Any) -> None:
+    """Raises ValueError unless `name` is one of `choices`."""
+    if name not in choices:
+        raise ValueError(f"config.{field} = '{name}' is not known; choose from {', '.join(choices)}")
+
+
+def options(field: str, section: ConfigDict, classes: dict[str, type]) -> dict[str, Any]:
+    """The options of a section that are set, checked against the parameters of the class it names.
+
+    Raises:
+      ValueError: for an unknown name, or an option that the class does not have.
+    """
+    known(f"{field}.name", section.name, classes)
+    parameters = inspect.signature(classes[section.name].__init__).parameters
+    skip = {"name", *_OF_SECTION.get(field, ())}
+    given = {k: v for k, v in section.items() if k not in skip and v is not None and not isinstance(v, ConfigDict)}
+    for name, value in given.items():
+        if name not in parameters:
+            accepted = [k for k in section if k in parameters]
+            raise ValueError(f"config.{field}.{name} = {value} has no meaning for config.{field}.name = "
+                             f"'{section.name}', whose options are {', '.join(accepted) or 'none'}")
+    return given
+
+
+def build(field: str, section: ConfigDict, classes: dict[str, type], **more: Any) -> Any:
+    """The component that a section names, made of its options and `more`.
+
+    Raises:
+      ValueError: as `options`, or what the component says of a value, with the section's name before it.
+    """
+    given = options(field, section, classes)
+    try:
+        return classes[section.name](**given, **more)
+    except ValueError as error:
+        raise ValueError(f"config.{field}: {error}") from error
+
+
+def make_process(config: ConfigDict) -> GaussianProcess:
+    """config.process -> process."""
+    return GaussianProcess(build("process", config.process, SCHEDULES))
+
+
+def make_objective(config: ConfigDict) -> Objective:
+    """config.objective -> objective."""
+    section = config.objective
+    more = {"sigma_data": config.sigma_data} if section.weighting.name == "edm" else {}
+    weighting = build("objective.weighting", section.weighting, WEIGHTINGS, **more)
+    time_sampler = build("objective.time_sampler", section.time_sampler, TIME_SAMPLERS)
+    known("objective.name", section.name, OBJECTIVES)
+    return OBJECTIVES[section.name](weighting=weighting, time_sampler=time_sampler)
+
+
+def make_sampler(config: ConfigDict) -> Sampler:
+    """config.sampler -> sampler, without guidance, which is a property of the denoiser."""
+    sampler = build("sampler", config.sampler, SAMPLERS)
+    known("sampler.grid", sampler.grid, TIME_GRIDS)
+    return sampler
+
+
+def make_ema(config: ConfigDict) -> EMA:
+    """config.ema -> averages."""
+    try:
+        return EMA(half_lives=tuple(config.ema.half_lives), ramp=config.ema.ramp)
+    except ValueError as error:
+        raise ValueError(f"config.ema: {error}") from error
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """config.optimizer -> learning rate as a function of the step."""
+    section = config.optimizer
+    return make_learning_rate(learning_rate=section.learning_rate, schedule=section.schedule,
+                              warmup_steps=section.warmup_steps, total_steps=config.training.steps)
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """config.optimizer -> optax chain."""
+    section = config.optimizer
+    return make_optimizer(name=section.name, learning_rate=learning_rate(config), beta1=section.beta1,
+                          beta2=section.beta2, weight_decay=section.weight_decay, gradient_clip=section.gradient_clip)
+
+
+def network_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of config.network, sequences as tuples."""
+    given = options("network", config.network, NETWORKS)
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in given.items()}
+
+
+def make_network(config: ConfigDict, shape: tuple[int, ...], num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    """config.network -> module for images of `shape`.
+
+    Raises:
+      ValueError: for a size that the network cannot take.
+    """
+    try:
+        network = NETWORKS[config.network.name]
+        return network(shape=shape, num_classes=num_classes, rngs=rngs, **network_options(config))
+    except ValueError as error:
+        raise ValueError(f"config.network: {error}") from error

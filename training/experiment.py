@@ -1,0 +1,143 @@
+"""Config -> experiment: every object that training, sampling and evaluation need, built once and in one place."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+from ml_collections import ConfigDict
+
+from data.base import Source
+from data.pipeline import Pipeline, make_pipeline
+from data.sources import open_source
+from diffusion.base import Denoiser
+from diffusion.denoiser import make_denoiser
+from diffusion.guidance import classifier_free
+from diffusion.networks import Apply, split
+from diffusion.process import GaussianProcess
+from diffusion.random import stream_key
+from scoring.base import Update, score_update
+from training import components
+from training.ema import EMA
+from training.mesh import make_mesh, state_sharding
+from training.state import TrainState, create_state
+from training.step import Step, make_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a config describes.
+
+    Attributes:
+      config: the resolved config.
+      train, test: data splits.
+      pipeline: batches of `train`.
+      process: the noising process.
+      apply: the network as a pure function of its parameters.
+      params: initial parameters by role.
+      updates: the training method.
+      optimizers: one per role.
+      ema: which averages are kept.
+      mesh: the devices.
+    """
+
+    config: ConfigDict
+    train: Source
+    test: Source
+    pipeline: Pipeline
+    process: GaussianProcess
+    apply: Apply
+    params: dict[str, PyTree]
+    updates: tuple[Update, ...]
+    optimizers: dict[str, optax.GradientTransformation]
+    ema: EMA
+    mesh: Mesh
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what the network sees and the sampler makes, [H, W, C] or [2]."""
+        return self.pipeline.image_shape
+
+    def denoiser(self, params: PyTree, key: Key[Array, ""] | None = None) -> Denoiser:
+        """The network with these parameters as a denoiser; with a key, its dropout is on."""
+        return _denoiser(self.config, self.apply, self.process, params, key)
+
+    def sampling_denoiser(self, params: PyTree) -> Denoiser:
+        """`denoiser` with the guidance of config.sampler."""
+        sampler = self.config.sampler
+        return classifier_free(
+            self.denoiser(params), self.process, scale=sampler.guidance, num_classes=self.train.num_classes,
+            interval=tuple(sampler.guidance_interval),
+        )
+
+    def step(self) -> Step:
+        """The pure training step."""
+        return make_step(
+            self.updates, self.optimizers, self.ema, seed=self.config.seed, batch_size=self.config.data.batch_size,
+            accumulation=self.config.training.accumulation,
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state before step one, laid out over the mesh."""
+        def create(params: PyTree) -> TrainState:
+            return create_state(params, self.optimizers, self.ema, tuple(self.params))
+
+        sharding = state_sharding(self.mesh, jax.eval_shape(create, self.params))
+        return jax.jit(create, out_shardings=sharding)(self.params)
+
+
+def _denoiser(
+    config: ConfigDict, apply: Apply, process: GaussianProcess, params: PyTree, key: Key[Array, ""] | None
+) -> Denoiser:
+    def network(x: Array, noise_level: Array, label: Array | None) -> Array:
+        return apply(params, x, noise_level, label, key)
+
+    return make_denoiser(network, process, prediction=config.prediction, sigma_data=config.sigma_data)
+
+
+def build_experiment(config: ConfigDict) -> Experiment:
+    """Builds everything a validated config describes; writes nothing.
+
+    Raises:
+      ValueError, FileNotFoundError: for data that are missing or do not fit the network, naming field and remedy.
+    """
+    data = config.data
+    train, test = (
+        open_source(data.source, split, path=data.path, image_size=data.image_size) for split in ("train", "test")
+    )
+    pipeline = make_pipeline(
+        train, batch_size=data.batch_size, seed=config.seed, flip=data.flip, shift=data.shift,
+        dequantise=data.dequantise, pad_to=data.pad_to, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    mesh = make_mesh(config.mesh.fsdp)
+    if data.batch_size % (mesh.size * config.training.accumulation):
+        raise ValueError(f"config.data.batch_size = {data.batch_size} must be a multiple of the number of devices, "
+                         f"{mesh.size}, times config.training.accumulation = {config.training.accumulation}")
+    if config.sampler.guidance != 1 and train.num_classes == 0:
+        raise ValueError(f"config.sampler.guidance = {config.sampler.guidance} needs labelled data, and "
+                         f"config.data.source = '{data.source}' has no classes")
+    process = components.make_process(config)
+    network = components.make_network(
+        config, pipeline.image_shape, train.num_classes, nnx.Rngs(stream_key(config.seed, "network"))
+    )
+    apply, params = split(network)
+    update = score_update(
+        components.make_objective(config),
+        lambda params, key: _denoiser(config, apply, process, params, key),
+        process, label_dropout=config.objective.label_dropout, num_classes=train.num_classes,
+    )
+    return Experiment(
+        config=config, train=train, test=test, pipeline=pipeline, process=process, apply=apply,
+        params={"score": params}, updates=(update,), optimizers={"score": components.optimizer(config)},
+        ema=components.make_ema(config), mesh=mesh,
+    )
+
+
+def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
+    """The parameters that config.evaluation.ema selects: an average, or the live ones."""
+    role = "score"
+    index = experiment.config.evaluation.ema
+    return state.params[role] if index < 0 else state.ema[role][experiment.ema.names[index]]

@@ -1,0 +1,240 @@
+"""The modes `sample` and `evaluate`: a trained checkpoint -> images, numbers, pictures.
+
+Everything lands in the workdir:
+  generated/<name>/     numbered batches of images (evaluation/generate.py), and samples.npz with all of them
+  figures/<name>-*.png  real beside generated, and how one row of images emerges from noise
+  results.jsonl         one line per evaluation: every number with what it depends on
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from data.base import gather
+from data.images import to_uint8
+from diffusion.random import image_keys
+from evaluation.figures import denoising_strip, image_grid, real_beside_generated, scatter_2d
+from evaluation.features.classifier import train_or_load_classifier
+from evaluation.generate import Generated, InterruptedGeneration, generate, labels_of
+from evaluation.metrics import all_images, evaluate_samples
+from samplers.base import Samples
+from training import components
+from training.checkpointing import Checkpoints
+from training.experiment import Experiment, build_experiment, sampling_params
+from training.manifest import environment, state_hash
+from training.mesh import batch_sharding
+from training.metric_writers import MetricWriter
+from training.preemption import StopSignals
+from training.progress import duration
+from training.workdir import append_json_line, compare_config, read_config
+
+STRIP_IMAGES, STRIP_STEPS, GRID_IMAGES = 10, 12, 100
+
+
+def sample_function(experiment: Experiment, *, keep_steps: bool = False) -> Callable[..., Samples]:
+    """Jitted (params, keys, labels) -> Samples, spread over the mesh, cropped to the size of the data."""
+    sampler = components.make_sampler(experiment.config)
+    sharded, replicated = batch_sharding(experiment.mesh), NamedSharding(experiment.mesh, PartitionSpec())
+
+    def sample(params: PyTree, keys: jax.Array, labels: jax.Array | None) -> Samples:
+        keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
+        denoise = experiment.sampling_denoiser(params)
+        samples = sampler.sample(
+            denoise, experiment.process, keys, labels, shape=experiment.image_shape, keep_steps=keep_steps
+        )
+        crop = partial(_centre_crop, shape=experiment.train.image_shape)
+        steps = None if samples.x0_steps is None else jax.vmap(crop)(samples.x0_steps)
+        return samples._replace(x0=crop(samples.x0), x0_steps=steps)
+
+    return jax.jit(sample, out_shardings=replicated)
+
+
+def draw_samples(experiment: Experiment, params: PyTree, writer: MetricWriter, step: int) -> None:
+    """A picture of the first images during training; the same noise and labels at every step."""
+    x0 = np.asarray(_first_images(experiment, params, GRID_IMAGES).x0)
+    if x0.ndim == 2:
+        scatter_2d(writer.workdir / "images" / f"samples-{step:08d}.png", all_images(experiment.test)[: len(x0)], x0)
+    else:
+        writer.write_images(step, {"samples": image_grid(to_uint8(x0), columns=10)})
+
+
+def sample(config: ConfigDict, workdir: str) -> int:
+    """Generates config.evaluation.num_samples images from the newest checkpoint; returns the exit code.
+
+    Raises:
+      FileNotFoundError, ValueError: no checkpoint, or one of another experiment.
+    """
+    with StopSignals() as stop:
+        experiment, params, step, identity = _load(config, workdir)
+        folder = Path(workdir).expanduser().absolute()
+        try:
+            generated = _generate(experiment, params, folder, step, identity, stop)
+        except InterruptedGeneration as problem:
+            logging.info("Stopped by a signal; %s", problem)
+            return stop.exit_code
+        path = folder / "generated" / _name(experiment, step, identity) / "samples.npz"
+        arrays = {"arr_0": generated.images}
+        np.savez_compressed(path, **arrays, **({} if generated.labels is None else {"arr_1": generated.labels}))
+        logging.info("%d images, NFE %.4g: %s", len(generated.images), generated.nfe.mean(), path)
+        return 0
+
+
+def evaluate(config: ConfigDict, workdir: str) -> int:
+    """Generates, measures and draws; one line to results.jsonl. Returns the exit code. Raises as `sample`."""
+    with StopSignals() as stop:
+        experiment, params, step, identity = _load(config, workdir)
+        folder = Path(workdir).expanduser().absolute()
+        name = _name(experiment, step, identity)
+        try:
+            generated = _generate(experiment, params, folder, step, identity, stop)
+        except InterruptedGeneration as problem:
+            logging.info("Stopped by a signal; %s", problem)
+            return stop.exit_code
+        features = None
+        if len(experiment.train.image_shape) == 3:
+            features = train_or_load_classifier(experiment.train, experiment.test, folder / "features")
+        metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
+        pictures = _draw(experiment, params, generated, folder / "figures", name)
+        record = {
+            "experiment": config.experiment,
+            "step": step,
+            "sampler": config.sampler.to_dict() | {"name": config.sampler.name},
+            "nfe": float(generated.nfe.mean()),
+            "nfe_max": int(generated.nfe.max()),
+            "num_samples": len(generated.images),
+            "seed": config.evaluation.seed,
+            "seconds": generated.seconds,
+            **metrics,
+            "ema_half_life": _half_life(config),
+            "parameters_sha256": identity,
+            "pictures": [str(path.relative_to(folder)) for path in pictures],
+            "data": {"train": experiment.train.provenance, "test": experiment.test.provenance},
+            **details,
+            "config_sha256": hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest(),
+            "environment": environment(),
+            "git_revision": _git_revision(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        if jax.process_index() == 0:
+            append_json_line(folder / "results.jsonl", record)
+        for metric, value in metrics.items():
+            logging.info("%s = %.5g", metric, value)
+        logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, record["nfe"], folder / "results.jsonl",
+                     ", ".join(str(path) for path in pictures))
+        return 0
+
+
+def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, str]:
+    """The experiment, the selected parameters of its newest checkpoint, the step and the parameters' hash."""
+    # Imported here: the loop imports this module for its grids.
+    from training.loop import FREE_FIELDS, restore_state
+
+    folder = Path(workdir).expanduser()
+    stored = read_config(folder) if folder.is_dir() else None
+    if stored is None:
+        raise FileNotFoundError(f"no run in workdir {folder}: train one first, with --mode=train")
+    different = compare_config(stored, config.to_dict(), (*FREE_FIELDS, "training", "optimizer"))
+    if different:
+        raise ValueError(f"workdir {folder} holds another experiment:\n  " + "\n  ".join(different))
+    experiment = build_experiment(config)
+    state, step = restore_state(experiment, Checkpoints(folder / "checkpoints", keep=config.training.keep))
+    if step == 0:
+        raise FileNotFoundError(f"no checkpoint in {folder / 'checkpoints'} yet: train first, with --mode=train")
+    params = sampling_params(experiment, state)
+    return experiment, params, step, state_hash(params)
+
+
+def _generate(
+    experiment: Experiment, params: PyTree, folder: Path, step: int, identity: str, stop: StopSignals
+) -> Generated:
+    evaluation = experiment.config.evaluation
+    if evaluation.batch_size % experiment.mesh.size:
+        raise ValueError(f"config.evaluation.batch_size = {evaluation.batch_size} must be a multiple of the number of "
+                         f"devices, {experiment.mesh.size}")
+    function = sample_function(experiment)
+    begin = time.monotonic()
+
+    def progress(done: int) -> None:
+        left = (time.monotonic() - begin) / done * (evaluation.num_samples - done)
+        logging.info("%d of %d images, ETA %s", done, evaluation.num_samples, duration(left))
+
+    return generate(
+        partial(function, params), folder / "generated" / _name(experiment, step, identity), seed=evaluation.seed,
+        num_samples=evaluation.num_samples, batch_size=evaluation.batch_size,
+        num_classes=experiment.train.num_classes, stopped=lambda: stop.received is not None, progress=progress,
+    )
+
+
+def _name(experiment: Experiment, step: int, identity: str) -> str:
+    """A name for these images: readable, with a hash of all that they depend on."""
+    config = experiment.config
+    facts = {
+        "parameters": identity, "sampler": config.sampler.to_dict(), "seed": config.evaluation.seed,
+        "batch_size": config.evaluation.batch_size, "process": config.process.to_dict(),
+        "prediction": config.prediction, "environment": environment(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    sampler = components.make_sampler(config)
+    return f"step{step}-{config.sampler.name}{sampler.steps}-{digest}"
+
+
+def _first_images(experiment: Experiment, params: PyTree, count: int, *, keep_steps: bool = False) -> Samples:
+    """Images 0 ... count - 1, on the host."""
+    padded = -(-count // experiment.mesh.size) * experiment.mesh.size
+    labels = labels_of(np.arange(padded), experiment.train.num_classes)
+    keys = image_keys(experiment.config.evaluation.seed, jnp.arange(padded))
+    samples = jax.device_get(sample_function(experiment, keep_steps=keep_steps)(params, keys, labels))
+    steps = None if samples.x0_steps is None else samples.x0_steps[:, :count]
+    return samples._replace(x0=samples.x0[:count], nfe=samples.nfe[:count], x0_steps=steps)
+
+
+def _draw(experiment: Experiment, params: PyTree, generated: Generated, folder: Path, name: str) -> list[Path]:
+    """Real beside generated, and the strip from noise to image."""
+    test = gather(experiment.test, np.arange(len(experiment.test)))
+    grid, strip = folder / f"{name}-grid.png", folder / f"{name}-strip.png"
+    if len(experiment.test.image_shape) == 1:
+        scatter_2d(grid, test["image"][: len(generated.images)], generated.images)
+        return [grid]
+    labels = test["label"] if experiment.test.num_classes else None
+    real_beside_generated(grid, test["image"], generated.images, labels, generated.labels)
+    samples = _first_images(experiment, params, STRIP_IMAGES, keep_steps=True)
+    shown = np.unique(np.linspace(0, len(samples.t_steps) - 1, STRIP_STEPS).round().astype(int))
+    levels = np.exp(-0.5 * experiment.process.logsnr(np.asarray(samples.t_steps[shown], np.float64)))
+    denoising_strip(strip, to_uint8(samples.x0_steps[shown]), levels)
+    return [grid, strip]
+
+
+def _centre_crop(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B, H, W, C] -> [B, *shape], the inverse of the pipeline's padding."""
+    if images.shape[1:] == shape:
+        return images
+    top, left = ((n - m) // 2 for n, m in zip(images.shape[1:3], shape[:2]))
+    return images[:, top : top + shape[0], left : left + shape[1]]
+
+
+def _half_life(config: ConfigDict) -> int | None:
+    return None if config.evaluation.ema < 0 else int(config.ema.half_lives[config.evaluation.ema])
+
+
+def _git_revision() -> str | None:
+    """The revision of the code, "+" if it was changed since; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+" if changed.stdout.strip() else "")
