@@ -17,7 +17,7 @@ MODES = ("train", "sample", "evaluate")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples, results.")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-_ALLOW = flags.DEFINE_bool("allow_config_change", False, "Continue a run although its config differs from the stored one.")
+_ALLOW = flags.DEFINE_bool("allow_config_change", False, "Continue a run although its config was changed.")
 _LIST = flags.DEFINE_bool("list_configs", False, "Print every experiment with its expected time, and exit.")
 _MULTIHOST = flags.DEFINE_bool("multihost", False, "Join the other hosts by jax.distributed before anything else.")
 
@@ -51,8 +51,9 @@ def _run(argv: list[str]) -> int:
 
     if _MULTIHOST.value:
         jax.distributed.initialize()
-    # Beside the workdirs, so that all runs of one place share it.
-    jax.config.update("jax_compilation_cache_dir", str(Path(_WORKDIR.value).expanduser().absolute().parent / ".jax_cache"))
+    # Beside the workdir, so that all runs of one place share it.
+    runs = Path(_WORKDIR.value).expanduser().absolute().parent
+    jax.config.update("jax_compilation_cache_dir", str(runs / ".jax_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     from configs.base import validate
 

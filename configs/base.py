@@ -1,8 +1,8 @@
 """Every field of a config, its default and its meaning; and `validate`, which runs before anything is built.
 
-A config file offers named experiments: `--config=configs/digits.py:dsm`. Any field can be overridden on the command line,
-`--config.training.steps=2000`. Fields that only some choices have (say `eta` of DDIM) default to None, "the default of
-the chosen component", and are refused when the chosen component does not have them.
+A config file offers named experiments: `--config=configs/digits.py:dsm`. Any field can be overridden on the command
+line, `--config.training.steps=2000`. Fields that only some choices have (say `eta` of DDIM) default to None, "the
+default of the chosen component", and are refused when the chosen component does not have them.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
 
 class Preset(NamedTuple):
     """One experiment of a config file: what makes its config, one line about it, and what it takes to run."""

@@ -56,7 +56,10 @@ class BatchIterator(Iterator[Batch]):
         return next(self._iterator)
 
     def close(self) -> None:
-        """Stop prefetching and wait for the threads; further batches raise ValueError. May be called twice."""
+        """Stop prefetching and wait for the batches being built; idle threads end by themselves at once.
+
+        A batch asked for afterwards raises ValueError. May be called twice.
+        """
         self._iterator.close()  # does not wait
         for worker in self._workers - {threading.current_thread()}:
             worker.join()

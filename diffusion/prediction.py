@@ -3,10 +3,10 @@
 With a = alpha(t), s = sigma(t), noise = (x_t - a x0) / s and d = sigma_data (the standard deviation of the data):
 
   x0        the clean image
-  epsilon   the noise                            x0 = (x_t - s epsilon) / a                    [Ho et al. 2020, eq. 11]
-  v         a noise - s x0                       x0 = (a x_t - s v) / (a^2 + s^2)              [Salimans & Ho 2022, app. D]
-  score     -noise / s                           x0 = (x_t + s^2 score) / a                    [Tweedie]
-  edm       F of EDM's preconditioning           x0 = c_skip x_t + c_out F                     [Karras et al. 2022, eq. 7]
+  epsilon   the noise                      x0 = (x_t - s epsilon) / a            [Ho et al. 2020, eq. 11]
+  v         a noise - s x0                 x0 = (a x_t - s v) / (a^2 + s^2)      [Salimans & Ho 2022, app. D]
+  score     -noise / s                     x0 = (x_t + s^2 score) / a            [Tweedie]
+  edm       F of EDM's preconditioning     x0 = c_skip x_t + c_out F             [Karras et al. 2022, eq. 7]
             c_skip = a d^2 / (s^2 + a^2 d^2),  c_out = s d / sqrt(s^2 + a^2 d^2)
 
 EDM states c_skip and c_out for x_t / a and the noise level s / a; written for x_t they hold for every schedule and

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion.base import Scalar, array_namespace, expand
-from diffusion.schedules import Schedule
 from diffusion.random import image_noise
+from diffusion.schedules import Schedule
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class RectifiedFlow:
 
     def __post_init__(self) -> None:
         _check_times(self.time_min, self.time_max)
-        _require(0 < self.time_min and self.time_max < 1, "time_min and time_max must lie inside (0, 1): the log-SNR "
+        _require(self.time_min > 0 and self.time_max < 1, "time_min and time_max must lie inside (0, 1): the log-SNR "
                  "is infinite at both ends")
 
     def alpha(self, t: Scalar) -> Scalar:

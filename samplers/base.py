@@ -4,9 +4,9 @@ A sampler is a frozen dataclass with one method:
 
     sample(denoise, process, keys, label, shape=...) -> Samples
 
-`keys` holds one key per image, folded from (seed, image index); all noise of image i is drawn from keys[i] and the index
-of the step, so image i is the same for any batch size and any number of devices. The loop is one `lax.scan` over
-float64 tables made on the host, and network evaluations are counted in its carry.
+`keys` holds one key per image, folded from (seed, image index); all noise of image i is drawn from keys[i] and the
+index of the step, so image i is the same for any batch size and any number of devices. The loop is one `lax.scan` over
+tables made on the host in float64, and network evaluations are counted in its carry.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable

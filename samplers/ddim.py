@@ -5,7 +5,8 @@
   3. x_s = alpha_s x0_hat + sqrt(sigma_s^2 - C^2) noise_hat + C z
 
 eta = 0 is deterministic: the exponential integrator of the probability-flow ODE with x0_hat frozen, order 1.
-eta = 1 is ancestral sampling. In the last interval alpha_s = 1 and sigma_s = 0, hence x = x0_hat. One network call a step.
+eta = 1 is ancestral sampling. In the last interval alpha_s = 1 and sigma_s = 0, hence x = x0_hat. One network call a
+step.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """Which times a batch is noised to.
 
   1. uniform          t ~ U[time_min, time_max]
-  2. log_normal       log(sigma / alpha) ~ N(mean, std^2), clipped to the range of the process [Karras et al. 2022, table 1]
-  3. low_discrepancy  t_i = frac(u + i / B), one uniform u for the batch: each t_i is uniform and together they cover the
-                      interval evenly, for a smaller variance of the loss [Kingma et al. 2021, app. I.1]
+  2. log_normal       log(sigma / alpha) ~ N(mean, std^2), clipped to the range of the process
+                      [Karras et al. 2022, table 1]
+  3. low_discrepancy  t_i = frac(u + i / B), one uniform u for the batch: each t_i is uniform and together they cover
+                      the interval evenly, for a smaller variance of the loss [Kingma et al. 2021, app. I.1]
 """
 
 from dataclasses import dataclass

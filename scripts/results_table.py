@@ -27,7 +27,8 @@ def metric_name(record: dict, title: str) -> str | None:
     start = COLUMNS[title][0]
     names = [name for name in record if name.startswith(start)]
     if start == "fd_":
-        names = [name for name in names if name != "fd_ratio" and name.endswith("_of_train") == (title == "FD of train")]
+        of_train = title == "FD of train"
+        names = [name for name in names if name != "fd_ratio" and name.endswith("_of_train") == of_train]
     return names[0] if names and isinstance(record[names[0]], float) else None
 
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages of parameters, by half-life in images [Karras et al. 2022, app. F.2; Karras et al. 2024b].
+"""Exponential moving averages of parameters, by half-life in images [Karras et al. 2022, app. F.2; 2024b].
 
   1. H = min(half_life, ramp * images seen so far)   (ramp = inf: no ramp)
   2. decay = 2^(-batch_size / H), and 0 while H = 0

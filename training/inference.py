@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +25,8 @@ from ml_collections import ConfigDict
 from data.base import gather
 from data.images import to_uint8
 from diffusion.random import image_keys
-from evaluation.figures import denoising_strip, image_grid, real_beside_generated, scatter_2d
 from evaluation.features.classifier import train_or_load_classifier
+from evaluation.figures import denoising_strip, image_grid, real_beside_generated, scatter_2d
 from evaluation.generate import Generated, InterruptedGeneration, generate, labels_of
 from evaluation.metrics import all_images, evaluate_samples
 from samplers.base import Samples
@@ -231,10 +230,11 @@ def _half_life(config: ConfigDict) -> int | None:
 
 def _git_revision() -> str | None:
     """The revision of the code, "+" if it was changed since; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return revision + ("+" if changed.stdout.strip() else "")

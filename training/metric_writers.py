@@ -171,7 +171,7 @@ def _clu_writer(directory: Path) -> Any:
     """The slow part. Raises ImportError where tensorflow, tensorboard or CLU is missing."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
-    from clu import metric_writers
+    from clu import metric_writers, periodic_actions  # noqa: F401 - progress_lines imports it without waiting then
 
     tf.config.set_visible_devices([], "GPU")  # otherwise it takes the memory that JAX needs
     return metric_writers.SummaryWriter(str(directory))

@@ -39,7 +39,7 @@ class TrainState:
 def create_state(
     params: dict[str, PyTree], optimizers: dict[str, optax.GradientTransformation], ema: EMA, ema_roles: tuple[str, ...]
 ) -> TrainState:
-    """The state before step one; every average starts at the parameters. Traceable, so that it can be made in one jit."""
+    """The state before step one; every average starts at the parameters. Traceable: it can be made in one jit."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -3,9 +3,9 @@
 For every update, `repeats` times:
   1. gradient of its loss with respect to its role, averaged over `accumulation` slices of the batch
   2. optimiser
-  3. a finite check over loss, gradient norm and new parameters: if it fails, parameters and optimiser stay as they are
-Then the EMAs of the roles that moved; a role with a failed update keeps its EMA, too, so that one bad batch cannot poison
-an average for ever. The step counts all this and never raises: the loop looks at the counters.
+  3. a finite check over loss, gradient norm and changes: if it fails, parameters and optimiser stay as they are
+Then the EMAs of the roles that moved; a role with a failed update keeps its EMA, too, so that one bad batch cannot
+poison an average for ever. The step counts all this and never raises: the loop looks at the counters.
 """
 
 from collections.abc import Callable
@@ -68,10 +68,10 @@ def make_step(
                 opt_state[role] = _where(finite, new_opt_state, opt_state[role])
                 good[role] &= finite
                 metrics |= {f"{role}/{name}": value for name, value in report.items()}
-        averages = {
-            role: _where(good[role], ema.update(tree, params[role], state.step, batch_size), tree) if role in good else tree
-            for role, tree in state.ema.items()
-        }
+        averages = dict(state.ema)
+        for role in [role for role in averages if role in good]:
+            moved = ema.update(averages[role], params[role], state.step, batch_size)
+            averages[role] = _where(good[role], moved, averages[role])
         bad = ~jnp.stack(list(good.values())).all()
         new = TrainState(
             step=state.step + 1,

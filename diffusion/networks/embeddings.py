@@ -22,8 +22,7 @@ from diffusion.networks.layers import host_normal, linear
 
 NUM_FREQUENCIES = 32
 # The slowest wave has a period of 12.6: it does not wrap on [-3, 3]. The fastest has a period of 0.1, that is 0.8 in
-# logsnr; the faster ones customary for integer time steps make d(output)/d(noise level) rough and few-step students
-# hard to train.
+# logsnr; faster ones, customary where the input counts a thousand steps, make the output rough in the noise level.
 MIN_FREQUENCY = 0.5
 MAX_FREQUENCY = 64.0
 
@@ -54,7 +53,7 @@ class ConditioningEmbedding(nnx.Module):
         self.hidden = linear(2 * NUM_FREQUENCIES, width, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
         if num_classes:
-            # About the spread of the noise level's term (0.3 to 0.5 at creation), so that neither drowns the other.
+            # About the spread of the noise level's term (0.4 at creation), so that neither drowns the other.
             self.labels = nnx.Embed(
                 num_classes + 1,
                 width,

@@ -28,9 +28,9 @@ class Recipe:
       epochs: passes over the training set, where these are more steps.
     """
 
-    minimum_steps: int = 300
+    minimum_steps: int = 500
     epochs: int = 10
-    batch_size: int = 128
+    batch_size: int = 64
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
     dropout: float = 0.3

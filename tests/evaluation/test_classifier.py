@@ -3,10 +3,13 @@
 One real training, on digits; the others take three steps.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from absl import logging
 
+import evaluation.features.classifier as classifier_module
 from data.base import array_source, gather
 from data.sources import open_source
 from evaluation.base import Features
@@ -119,16 +122,26 @@ def test_training_is_repeatable_and_the_cache_is_read(tiny, tmp_path, warnings_l
     assert not warnings_logged
 
 
-def test_the_hash_tells_recipes_and_data_apart(tiny, tmp_path):
+def test_the_hash_tells_recipes_and_data_apart(tiny, tmp_path, monkeypatch):
     classifier, _, train, test = tiny
-    other_seed = Recipe(minimum_steps=3, epochs=0, batch_size=16, seed=1)
-    others = [
-        train_or_load_classifier(train, test, tmp_path, recipe=other_seed),
-        train_or_load_classifier(stripes("train", 41), test, tmp_path, recipe=TINY),
+    trained = []
+
+    def no_training(*arguments):
+        trained.append(arguments)
+        return classifier.graphdef, classifier.params
+
+    monkeypatch.setattr(classifier_module, "train", no_training)
+    variants = [
+        (train, test, TINY),
+        (train, test, dataclasses.replace(TINY, seed=1)),
+        (stripes("train", 41), test, TINY),
+        (train, stripes("test", 21), TINY),
+        (stripes("train", 40, name="other"), test, TINY),
     ]
-    hashes = {c.provenance["hash"] for c in (classifier, *others)}
-    weights = {c.provenance["weights_sha256"] for c in (classifier, *others)}
-    assert len(hashes) == len(weights) == 3
+    hashes = [train_or_load_classifier(a, b, tmp_path, recipe=r).provenance["hash"] for a, b, r in variants * 2]
+    assert hashes[0] == classifier.provenance["hash"]
+    assert len(set(hashes)) == len(trained) == 5
+    assert hashes[:5] == hashes[5:]
 
 
 def corrupt_byte(content):

@@ -245,6 +245,7 @@ def test_a_hanging_backend_does_not_hold_up_the_end_for_ever(tmp_path, monkeypat
 
 CHILD = """
 import sys, time
+from absl import logging
 from training.metric_writers import MetricWriter
 writer = MetricWriter(sys.argv[1])
 assert "tensorflow" not in sys.modules
@@ -252,9 +253,11 @@ assert writer.progress_lines(10) is None and "clu" not in sys.modules
 start = time.monotonic()
 writer.start_tensorboard()
 writer.write_scalars(1, {"loss": 0.25})
-print(time.monotonic() - start)
+returned = time.monotonic() - start
 writer.write_hparams({"lr": 0.1})
 writer.close()
+print(returned / (time.monotonic() - start))
+logging.set_verbosity(logging.INFO)
 lines = writer.progress_lines(3)
 for step in (1, 2, 3):
     lines(step)
@@ -266,7 +269,7 @@ def test_real_event_files_appear_without_waiting_for_tensorflow(tmp_path):
     command = [sys.executable, "-c", CHILD, tmp_path]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) < 2  # the import alone takes longer
+    assert float(ended.stdout) < 0.3  # of the time that the import took
     assert "100.0% (3/3), ETA: " in ended.stderr
     [event_file] = (tmp_path / "tensorboard").iterdir()
     content = event_file.read_bytes()

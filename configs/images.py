@@ -1,0 +1,85 @@
+"""Image data sets of 28 to 32 pixels a side, with a U-Net or a DiT: for a GPU, or a patient CPU."""
+
+from ml_collections import ConfigDict
+
+from configs.base import Preset, choose
+from configs.base import get_config as base_config
+
+
+def _unet(source: str) -> ConfigDict:
+    c = base_config()
+    c.data.source = source
+    c.network.name = "unet"
+    c.network.width = 64
+    c.network.channel_multipliers = (1, 2, 2)
+    c.network.blocks_per_level = 2
+    c.network.dropout = 0.1
+    c.ema.half_lives = (500_000,)
+    c.training.steps = 50_000
+    c.training.checkpoint_every = 5000
+    c.training.sample_every = 5000
+    c.evaluation.num_samples = 5000
+    return c
+
+
+def mnist5k() -> ConfigDict:
+    c = _unet("mnist5k")
+    c.network.width = 32
+    c.network.attention_resolutions = (7,)
+    c.training.steps = 20_000
+    return c
+
+
+def fashion_mnist() -> ConfigDict:
+    c = _unet("fashion_mnist")
+    c.data.flip = True
+    c.network.attention_resolutions = (7, 14)
+    return c
+
+
+def emoji() -> ConfigDict:
+    c = _unet("emoji")
+    c.network.attention_resolutions = (8, 16)
+    c.evaluation.num_samples = 1700
+    return c
+
+
+def emoji_dit() -> ConfigDict:
+    c = emoji()
+    c.network = base_config().network
+    c.network.name = "dit"
+    c.network.width = 256
+    c.network.depth = 8
+    c.network.patch_size = 4
+    c.network.num_heads = 4
+    return c
+
+
+def cifar10() -> ConfigDict:
+    c = _unet("tfds:cifar10")
+    c.data.flip = True
+    c.data.batch_size = 512
+    c.network.width = 128
+    c.network.channel_multipliers = (2, 2, 2)
+    c.network.blocks_per_level = 3
+    c.network.attention_resolutions = (16,)
+    c.network.dropout = 0.13
+    c.training.steps = 400_000
+    c.training.checkpoint_every = 10_000
+    c.training.sample_every = 10_000
+    c.evaluation.num_samples = 50_000
+    c.evaluation.batch_size = 500
+    return c
+
+
+CONFIGS = {
+    "mnist5k": Preset(mnist5k, "DSM, small U-Net, 28x28 MNIST digits", "not measured; hours on a CPU"),
+    "fashion_mnist": Preset(fashion_mnist, "DSM, U-Net, 28x28 clothes", "not measured; meant for a GPU"),
+    "emoji": Preset(emoji, "DSM, U-Net, 32x32 RGB emoji", "not measured; meant for a GPU"),
+    "emoji_dit": Preset(emoji_dit, "DSM, DiT, 32x32 RGB emoji", "not measured; meant for a GPU"),
+    "cifar10": Preset(cifar10, "DSM with EDM's settings, U-Net, 32x32 RGB photographs", "not measured; meant for GPUs"),
+}
+
+
+def get_config(name: str | None = None) -> ConfigDict:
+    return choose(CONFIGS, name, "configs/images.py")

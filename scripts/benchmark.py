@@ -1,0 +1,201 @@
+"""Speed as ratios: the project's hot paths against the bare compiled work they must do, in one process.
+
+  step       a whole training step (data, update, EMA, finite check, metrics) over the compiled forward + backward +
+             optimiser of the same network on one fixed batch
+  sampling   DDIM over NFE times one compiled forward
+  start_up   seconds from `python main.py` to the first finished step: cold, and with the compilation cache warm
+
+  python scripts/benchmark.py --suite=step            one suite
+  python scripts/benchmark.py --suite=all --quick     all of them, smaller, in under a minute
+
+Prints one JSON line per figure (suite, case, metric, value, n, hardware), then a table. Times of the two sides of a
+ratio are taken in turn, A B A B ..., and the ratio is the median over the pairs, since machines drift.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).absolute().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Figure = dict[str, Any]
+
+
+def hardware() -> str:
+    """Device kind and count, and for CPUs how many cores this process may use."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = device.device_kind if device.platform != "cpu" else f"{platform.machine()} CPU, {cores} cores"
+    return f"{jax.device_count()} x {kind}"
+
+
+def figure(suite: str, case: str, metric: str, value: float, n: int) -> Figure:
+    return {"suite": suite, "case": case, "metric": metric, "value": round(value, 4), "n": n, "hardware": hardware()}
+
+
+def paired(a: Callable[[], Any], b: Callable[[], Any], n: int) -> tuple[float, float, float]:
+    """Median seconds of `a` and of `b`, and the median of a / b over n pairs run in turn, after one warm-up of each."""
+    times: list[tuple[float, float]] = []
+    for i in range(n + 1):
+        pair = []
+        # The order alternates: whatever the first leaves behind (heat, caches) falls on both alike.
+        for run in (a, b) if i % 2 else (b, a):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            pair.append(time.perf_counter() - begin)
+        times.append(tuple(pair) if i % 2 else tuple(reversed(pair)))
+    seconds = np.array(times[1:])
+    return (*np.median(seconds, axis=0), float(np.median(seconds[:, 0] / seconds[:, 1])))
+
+
+def experiment_config(width: int, batch_size: int) -> Any:
+    """A U-Net on 32x32 RGB images, as a config."""
+    from configs.base import get_config
+
+    config = get_config()
+    config.data.source = "emoji"
+    config.data.batch_size = batch_size
+    config.data.flip = True
+    config.network.width = width
+    config.network.channel_multipliers = (1, 2)
+    config.network.blocks_per_level = 1
+    config.ema.half_lives = (50_000,)
+    return config
+
+
+def bare_step(experiment: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    """Forward, backward, optimiser: the least that a training step has to do."""
+    update, optimizer = experiment.updates[0], experiment.optimizers["score"]
+
+    def step(params: Any, opt_state: Any, batch: Any, key: Any) -> Any:
+        (loss, _), gradient = jax.value_and_grad(update.loss, has_aux=True)(params, {}, batch, key)
+        changes, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, changes), opt_state, loss
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def step_suite(quick: bool) -> Iterator[Figure]:
+    """The training loop's step against the bare step, on U-Net 32x32."""
+    from training.experiment import build_experiment
+    from training.mesh import put_batch
+
+    width, batch_size, n = (16, 16, 10) if quick else (32, 64, 11)
+    case = f"unet 32x32 width {width} batch {batch_size}"
+    experiment = build_experiment(experiment_config(width, batch_size))
+    full, bare = jax.jit(experiment.step(), donate_argnums=0), bare_step(experiment)
+    state = experiment.initial_state()
+    copy = jax.tree.map(jnp.copy, (state.params["score"], state.opt_state["score"]))
+    slots: dict[str, Any] = {"full": state, "bare": copy}
+    fixed = put_batch({k: v for k, v in experiment.pipeline.batch(0).items() if k != "index"}, experiment.mesh)
+    key = jax.random.key(0)
+    with experiment.pipeline.batches(0) as batches:
+        def run_full() -> Any:
+            batch = next(batches)
+            batch.pop("index")
+            slots["full"], metrics = full(slots["full"], {}, put_batch(batch, experiment.mesh))
+            return metrics
+
+        def run_bare() -> Any:
+            *slots["bare"], loss = bare(*slots["bare"], fixed, key)
+            return loss
+
+        seconds, bare_seconds, ratio = paired(run_full, run_bare, n)
+    yield figure("step", case, "seconds per training step", seconds, n)
+    yield figure("step", case, "seconds per bare step", bare_seconds, n)
+    yield figure("step", case, "training step / bare step", ratio, n)
+
+
+def sampling_suite(quick: bool) -> Iterator[Figure]:
+    """DDIM against its network calls, each one compiled forward of the denoiser's network."""
+    from samplers import DDIM
+    from training.experiment import build_experiment
+
+    width, batch_size, steps, n = (16, 16, 5, 10) if quick else (32, 64, 10, 11)
+    case = f"unet 32x32 width {width} batch {batch_size}, {steps} steps"
+    experiment = build_experiment(experiment_config(width, batch_size))
+    params, shape = experiment.params["score"], experiment.image_shape
+    keys = jax.random.split(jax.random.key(0), batch_size)
+    labels = jnp.arange(batch_size) % experiment.train.num_classes
+    x, level = jax.random.normal(keys[0], (batch_size, *shape)), jnp.zeros(batch_size)
+    forward = jax.jit(experiment.apply)
+    sample = jax.jit(lambda params, keys, labels: DDIM(steps=steps).sample(
+        experiment.denoiser(params), experiment.process, keys, labels, shape=shape))
+
+    def run_forwards() -> Any:
+        # One after another, as a sampler has to.
+        for _ in range(steps):
+            result = jax.block_until_ready(forward(params, x, level, labels))
+        return result
+
+    seconds, forward_seconds, ratio = paired(lambda: sample(params, keys, labels), run_forwards, n)
+    nfe = int(sample(params, keys, labels).nfe[0])
+    yield figure("sampling", case, "NFE", nfe, 1)
+    yield figure("sampling", case, "seconds of DDIM", seconds, n)
+    yield figure("sampling", case, "seconds of as many forwards", forward_seconds, n)
+    yield figure("sampling", case, "DDIM / forwards", ratio, n)
+
+
+def start_up_suite(quick: bool) -> Iterator[Figure]:
+    """Wall-clock of a new process until one training step is finished, by polling its metrics."""
+    n = 1 if quick else 3
+    cold, warm = [], []
+    for _ in range(n):
+        with tempfile.TemporaryDirectory() as folder:
+            cold.append(_seconds_to_first_step(Path(folder) / "first"))
+            warm.append(_seconds_to_first_step(Path(folder) / "second"))
+    yield figure("start_up", "digits:dsm, cold cache", "seconds to the first finished step", float(np.median(cold)), n)
+    yield figure("start_up", "digits:dsm, warm cache", "seconds to the first finished step", float(np.median(warm)), n)
+
+
+def _seconds_to_first_step(workdir: Path) -> float:
+    command = [sys.executable, "main.py", "--config=configs/digits.py:dsm", f"--workdir={workdir}",
+               "--config.training.log_every=1"]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (workdir / "metrics.jsonl").exists():
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first step")
+            time.sleep(0.02)
+        return time.perf_counter() - begin
+    finally:
+        process.kill()
+        process.wait()
+
+
+SUITES = {"step": step_suite, "sampling": sampling_suite, "start_up": start_up_suite}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=[*SUITES, "all"], default="all")
+    parser.add_argument("--quick", action="store_true", help="smaller cases: all suites in under a minute")
+    arguments = parser.parse_args()
+    figures = []
+    for name in SUITES if arguments.suite == "all" else [arguments.suite]:
+        for result in SUITES[name](arguments.quick):
+            print(json.dumps(result), flush=True)
+            figures.append(result)
+    width = max(len(f"{f['case']}: {f['metric']}") for f in figures)
+    print()
+    for f in figures:
+        print(f"{f['suite']:10} {f['case'] + ': ' + f['metric']:{width}} {f['value']:10.4g}  (n = {f['n']})")
+
+
+if __name__ == "__main__":
+    main()

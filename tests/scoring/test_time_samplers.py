@@ -1,0 +1,71 @@
+"""Time samplers: their laws by Kolmogorov-Smirnov, their strata, and what the strata are for."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion.process import GaussianProcess
+from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
+from scoring.time_samplers import LogNormalTimes, LowDiscrepancyTimes, UniformTimes
+
+CUT = GaussianProcess(Cosine(time_min=0.1, time_max=0.7))
+
+
+def unit(t, process):
+    return (np.asarray(t, np.float64) - process.time_min) / (process.time_max - process.time_min)
+
+
+@pytest.mark.parametrize("sampler", [UniformTimes(), LowDiscrepancyTimes()], ids=["uniform", "low_discrepancy"])
+def test_times_are_uniform(sampler):
+    """For the low-discrepancy sampler: any one of its times, over batches. A skewed law is rejected."""
+    draws = [np.asarray(sampler(CUT, jax.random.key(seed), 5)) for seed in range(400)]
+    u = unit([draw[seed % 5] for seed, draw in enumerate(draws)], CUT)
+    assert u.min() >= 0 and u.max() <= 1
+    assert stats.kstest(u, "uniform").pvalue > 0.01
+    assert stats.kstest(u**1.3, "uniform").pvalue < 0.01
+    assert not np.isclose(draws[0], draws[1]).any()
+
+
+@pytest.mark.parametrize("count", [1, 8, 33])
+def test_one_low_discrepancy_time_per_stratum(count):
+    for seed in range(20):
+        u = unit(LowDiscrepancyTimes()(CUT, jax.random.key(seed), count), CUT)
+        np.testing.assert_array_equal(np.sort(np.floor(u * count + 1e-5)), np.arange(count))
+    if count > 1:
+        u = unit(UniformTimes()(CUT, jax.random.key(0), count), CUT)
+        assert len(np.unique(np.floor(u * count))) < count  # independent times do not do that
+
+
+def test_low_discrepancy_lowers_the_variance_of_a_batch_mean():
+    """Of a smooth function of t, over 200 batches of 16: at least twenty times."""
+    variances = [
+        np.var([np.mean(np.exp(2 * unit(sampler(CUT, jax.random.key(seed), 16), CUT))) for seed in range(200)])
+        for sampler in (UniformTimes(), LowDiscrepancyTimes())
+    ]
+    assert variances[0] / variances[1] > 20
+    # Independent draws have the variance of the textbook: Var(e^2u) / 16.
+    expected = ((np.exp(4) - 1) / 4 - ((np.exp(2) - 1) / 2) ** 2) / 16
+    assert abs(variances[0] / expected - 1) < 4 * np.sqrt(2 / 200)
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VPLinear(), RectifiedFlow()], ids=lambda schedule: type(schedule).__name__)
+def test_log_normal_levels(schedule):
+    """log(sigma / alpha) ~ N(-1.2, 1.2^2) on any schedule, by the kernel's own ratio at the drawn times."""
+    process = GaussianProcess(schedule)
+    t = np.asarray(LogNormalTimes(mean=-1.2, std=1.2)(process, jax.random.key(0), 20_000), np.float64)
+    log_level = np.log(process.sigma(t) / process.alpha(t))
+    assert abs(log_level.mean() + 1.2) < 4 * 1.2 / np.sqrt(20_000)
+    assert abs(log_level.std() / 1.2 - 1) < 4 / np.sqrt(2 * 20_000)
+    assert stats.kstest(log_level, stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
+    assert stats.kstest(log_level, stats.norm(-1.15, 1.2).cdf).pvalue < 0.01
+
+
+def test_log_normal_stays_in_range():
+    t = np.asarray(LogNormalTimes(mean=0.0, std=5.0)(CUT, jax.random.key(0), 1000))
+    assert t.min() == np.float32(0.1) and t.max() == np.float32(0.7)  # both ends are reached, none passed
+
+
+def test_bad_std_is_refused():
+    with pytest.raises(ValueError, match="std = 0.0"):
+        LogNormalTimes(std=0.0)
