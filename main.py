@@ -5,6 +5,7 @@
   python main.py --list_configs
 """
 
+import logging as py_logging
 import sys
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def _run(argv: list[str]) -> int:
 def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; the config file is run here and its overrides are applied, with one line for what is wrong."""
     logging.set_verbosity(logging.INFO)
+    py_logging.getLogger("jax").setLevel(py_logging.WARNING)  # it tells of every backend that is not there
     for argument in argv:
         file = argument.removeprefix("--config=").split(":")[0]
         if argument.startswith("--config=") and not Path(file).is_file():

@@ -7,11 +7,11 @@ import inspect
 from typing import Any
 
 import optax
-from flax import nnx
+from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
 from diffusion import SCHEDULES
-from diffusion.networks import NETWORKS
+from diffusion.networks import NETWORKS, Apply, initialise
 from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
 from samplers import SAMPLERS
@@ -130,14 +130,12 @@ def network_options(config: ConfigDict) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in given.items()}
 
 
-def make_network(config: ConfigDict, shape: tuple[int, ...], num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
-    """config.network -> module for images of `shape`.
+def make_network(
+    config: ConfigDict, shape: tuple[int, ...], num_classes: int, key: Key[Array, ""]
+) -> tuple[Apply, PyTree]:
+    """config.network -> (apply, initial parameters) for images of `shape`.
 
     Raises:
       ValueError: for a size that the network cannot take.
     """
-    try:
-        network = NETWORKS[config.network.name]
-        return network(shape=shape, num_classes=num_classes, rngs=rngs, **network_options(config))
-    except ValueError as error:
-        raise ValueError(f"config.network: {error}") from error
+    return initialise(config.network.name, key, shape=shape, num_classes=num_classes, **network_options(config))

@@ -37,7 +37,7 @@ class EMA:
         """One name per average, in the order of half_lives."""
         return tuple(str(half_life) for half_life in self.half_lives)
 
-    def decay(self, half_life: float, step: Int[Array, ""], batch_size: int) -> Float[Array, ""]:
+    def decay(self, half_life: int, step: Int[Array, ""], batch_size: int) -> Float[Array, ""]:
         """Equations 1 and 2; `step` counts the steps before this one."""
         images = step.astype(jnp.float32) * batch_size
         effective = jnp.minimum(half_life, self.ramp * images)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from data.sources import open_source
 from diffusion.base import Denoiser
 from diffusion.denoiser import make_denoiser
 from diffusion.guidance import classifier_free
-from diffusion.networks import Apply, split
+from diffusion.networks import Apply
 from diffusion.process import GaussianProcess
 from diffusion.random import stream_key
 from scoring.base import Update, score_update
@@ -120,10 +119,8 @@ def build_experiment(config: ConfigDict) -> Experiment:
         raise ValueError(f"config.sampler.guidance = {config.sampler.guidance} needs labelled data, and "
                          f"config.data.source = '{data.source}' has no classes")
     process = components.make_process(config)
-    network = components.make_network(
-        config, pipeline.image_shape, train.num_classes, nnx.Rngs(stream_key(config.seed, "network"))
-    )
-    apply, params = split(network)
+    key = stream_key(config.seed, "network")
+    apply, params = components.make_network(config, pipeline.image_shape, train.num_classes, key)
     update = score_update(
         components.make_objective(config),
         lambda params, key: _denoiser(config, apply, process, params, key),

@@ -60,10 +60,10 @@ def make_step(
                 update_key = jax.random.fold_in(jax.random.fold_in(key, number), repeat)
                 others = frozen | params
                 gradient, report = _gradient(update, params[role], others, batch, update_key, accumulation)
-                report["gradient_norm"] = optax.global_norm(gradient)
+                report["gradient_norm"] = optax.tree.norm(gradient)
                 changes, new_opt_state = optimizers[role].update(gradient, opt_state[role], params[role])
                 new_params = optax.apply_updates(params[role], changes)
-                finite = _all_finite((report["loss"], report["gradient_norm"], changes))
+                finite = _all_finite((report["loss"], report["gradient_norm"], new_params))
                 params[role] = _where(finite, new_params, params[role])
                 opt_state[role] = _where(finite, new_opt_state, opt_state[role])
                 good[role] &= finite

@@ -118,7 +118,9 @@ def test_close_ends_every_thread(source):
     batches.close()
     time.sleep(0.1)
     assert len(finished) == count and count % 8 == 0  # nothing was still at work
-    assert not set(threading.enumerate()) - before
+    for worker in set(threading.enumerate()) - before:
+        worker.join(timeout=10)
+        assert not worker.is_alive()
     with pytest.raises(ValueError):
         next(batches)
 

@@ -29,7 +29,7 @@ def single(array):
 
 
 def points(process, dimension, shape=None, levels=(0.05, 10.0)):
-    """(x_t, t, alpha, sigma): points where a unit-sized distribution has mass, at noise levels sigma / alpha in a range."""
+    """(x_t, t, alpha, sigma) with x_t where a unit-sized distribution has mass; `levels` bounds sigma / alpha."""
     rng = np.random.default_rng(0)
     t = process.time_of_logsnr(-2 * np.log(np.geomspace(*levels, COUNT)))
     t = np.asarray(single(t), np.float64)  # the very times that the denoiser gets
@@ -122,7 +122,8 @@ def test_label_restricts_to_its_components(mixture):
     # The conditional density is normalised: log p(x | label) of the one Gaussian.
     one = type(mixture)(np.ones(1), mixture.means[1:2], mixture.covariances[1:2])
     expected = [one.log_prob(x[None], a, s)[0] for x, a, s in zip(x_t, alpha, sigma)]
-    np.testing.assert_allclose(denoise.log_prob(single(x_t), single(t), jnp.full(COUNT, 1)), expected, rtol=1e-3, atol=1e-3)
+    got = denoise.log_prob(single(x_t), single(t), jnp.full(COUNT, 1))
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_mixture_samples_have_its_moments(mixture):
@@ -130,8 +131,8 @@ def test_mixture_samples_have_its_moments(mixture):
     x0, component = np.asarray(x0, np.float64), np.asarray(component)
     for k in range(3):
         mine = x0[component == k]
-        count, covariance = len(mine), mixture.covariances[k]
-        assert abs(count - 40_000 * mixture.weights[k]) < 4 * np.sqrt(40_000 * mixture.weights[k] * (1 - mixture.weights[k]))
+        count, covariance, weight = len(mine), mixture.covariances[k], mixture.weights[k]
+        assert abs(count - 40_000 * weight) < 4 * np.sqrt(40_000 * weight * (1 - weight))
         errors = (mine.mean(0) - mixture.means[k]) / np.sqrt(np.diag(covariance) / count)
         assert np.abs(errors).max() < 4
         spread = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / count)

@@ -155,7 +155,7 @@ def test_score_of_a_gaussian(name):
     """Data N(0, 1/4): the optimal denoiser is linear and the score is -x / (alpha^2 / 4 + sigma^2)."""
     process = PROCESSES[name]
     t = jnp.linspace(process.time_min, process.time_max, 9)[1:-1]
-    alpha, sigma = (np.asarray(function(np.asarray(t, np.float64)))[:, None] for function in (process.alpha, process.sigma))
+    alpha, sigma = (function(np.asarray(t, np.float64))[:, None] for function in (process.alpha, process.sigma))
     variance = alpha**2 / 4 + sigma**2
     gain = jnp.asarray(alpha / 4 / variance, jnp.float32)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3)) * np.sqrt(variance), jnp.float32)

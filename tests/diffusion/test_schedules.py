@@ -1,4 +1,4 @@
-"""Schedules against the formulas of their papers, each other's inverses, autodiff, and the moment equations of the SDE."""
+"""Schedules against the formulas of their papers, their inverses, autodiff, and the moment equations of the SDE."""
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +151,9 @@ def test_drift_and_diffusion_carry_the_moments(schedule):
 def test_moments_notice_a_wrong_drift(name):
     """Negative control of the test above: a drift that is 1 % off is caught."""
     end = np.float64(ALL[name].time_max)
+    expected = [ALL[name].alpha(end), ALL[name].sigma(end) ** 2]
     with pytest.raises(AssertionError):
-        np.testing.assert_allclose(moments(ALL[name], 1.01), [ALL[name].alpha(end), ALL[name].sigma(end) ** 2], rtol=1e-3)
+        np.testing.assert_allclose(moments(ALL[name], 1.01), expected, rtol=1e-3)
 
 
 def test_cosine_of_nichol_and_dhariwal():
@@ -164,7 +165,7 @@ def test_cosine_of_nichol_and_dhariwal():
 
 
 def test_cosine_limits_and_shift():
-    """The log-SNR runs from +limit to -limit; a shift moves all of it by 2 log(shift) [Hoogeboom et al. 2023, eq. 4]."""
+    """The log-SNR runs from +limit to -limit; a shift moves it by 2 log(shift) [Hoogeboom et al. 2023, eq. 4]."""
     ends = np.array([0.0, 0.5, 1.0])
     np.testing.assert_allclose(Cosine(logsnr_limit=12.0).logsnr(ends), [12.0, 0.0, -12.0], atol=1e-9)
     t = times(Cosine())

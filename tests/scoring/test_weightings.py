@@ -52,5 +52,5 @@ def test_clipped_snr():
 def test_weights_are_positive_and_bad_fields_refused():
     for weighting in WEIGHTINGS.values():
         assert (np.asarray(weighting()(LOGSNR)) > 0).all()
-    with pytest.raises(ValueError, match="gamma = 0.0"):
+    with pytest.raises(ValueError, match=r"gamma = 0\.0"):
         ClippedSNRWeighting(gamma=0.0)

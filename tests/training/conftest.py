@@ -1,0 +1,63 @@
+"""A training run that is as small as one can be: digits, an MLP with one block of width 16, a few steps."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import get_config, validate
+from training import metric_writers
+
+TINY = {
+    "experiment": "tiny",
+    "data.source": "digits",
+    "data.batch_size": 32,
+    "sigma_data": 0.7,
+    "network.name": "mlp",
+    "network.width": 16,
+    "network.depth": 1,
+    "network.dropout": 0.1,
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup_steps": 2,
+    "ema.half_lives": (100, 1000),
+    "training.steps": 12,
+    "training.log_every": 1,
+    "training.checkpoint_every": 5,
+    "sampler.name": "ddim",
+    "sampler.steps": 2,
+    "evaluation.num_samples": 20,
+    "evaluation.batch_size": 8,
+}
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., ConfigDict]:
+    """make({"field": value, ...}) -> the validated config of the tiny run with these fields changed."""
+
+    def make(changes: dict | None = None) -> ConfigDict:
+        config = get_config()
+        config.update_from_flattened_dict(TINY | (changes or {}))
+        validate(config)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go without event files, as where tensorflow is missing: importing it takes longer than these runs."""
+
+    def missing(directory: object) -> None:
+        raise ImportError("tensorflow is left out of this test")
+
+    monkeypatch.setattr(metric_writers, "_clu_writer", missing)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiling the step takes most of the time of these tests, and many of them compile the same one."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("jax_cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
