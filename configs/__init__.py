@@ -1,0 +1,1 @@
+"""Experiments by name: one file per data set; `base.py` has every field."""

@@ -11,6 +11,9 @@ def dsm() -> ConfigDict:
     c.data.source = "digits"
     c.data.batch_size = 128
     c.sigma_data = 0.7
+    # 17 grey levels on 64 pixels: finer or coarser noise than this is wasted steps.
+    c.process.sigma_min = 0.01
+    c.process.sigma_max = 20.0
     c.network.name = "mlp"
     c.network.width = 256
     c.network.depth = 4

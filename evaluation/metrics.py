@@ -5,6 +5,7 @@
   fd_ratio                        the first over the second
   kid_<features>_<N>_<split>      unbiased kernel distance
   class_accuracy                  share of samples that the classifier gives the class they were asked for
+  class_total_variation           distance of the classes of the samples from those of the test split, in [0, 1]
   memorisation_ratio              median distance of samples to their nearest training image, over that of test images
 
 None of these is FID: that name belongs to the 2015 Inception network.
@@ -18,7 +19,7 @@ from data.base import Source, gather
 from data.images import from_uint8
 from evaluation.base import Features
 from evaluation.distances import frechet_distance_of_features, kernel_distance
-from evaluation.features.classifier import Classifier, class_accuracy
+from evaluation.features.classifier import Classifier, class_accuracy, class_coverage
 from evaluation.generate import Generated
 from evaluation.neighbours import memorisation_ratio
 
@@ -65,9 +66,13 @@ def evaluate_samples(
     if features is not None:
         details["features"] = features.provenance
     if isinstance(features, Classifier) and generated.labels is not None:
-        accuracy = class_accuracy(features.logits(generated.images), generated.labels)
+        logits = features.logits(generated.images)
+        accuracy = class_accuracy(logits, generated.labels)
+        coverage = class_coverage(logits, gather(test, np.arange(len(test)))["label"])
         metrics["class_accuracy"] = accuracy["accuracy"]
+        metrics["class_total_variation"] = coverage["total_variation"]
         details["class_accuracy_per_class"] = accuracy["per_class"]
+        details["class_shares"] = coverage["shares"]
     return metrics, details
 
 

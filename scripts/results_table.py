@@ -36,7 +36,7 @@ def table(records: list[dict]) -> str:
     """Rows of text, one per record."""
     rows = [["sampler", "steps", "NFE", *COLUMNS]]
     for record in records:
-        row = [record["sampler"]["name"], str(record["sampler"]["steps"] or "default"), f"{record['nfe']:.4g}"]
+        row = [record["sampler"]["name"], str(record["sampler"]["steps"]), f"{record['nfe']:.4g}"]
         for title, (_, form) in COLUMNS.items():
             name = metric_name(record, title)
             row.append("-" if name is None else form.format(record[name]))

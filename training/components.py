@@ -3,6 +3,7 @@
 A component is a frozen dataclass or a network class; the options of its section that are not None become its arguments.
 """
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -100,6 +101,12 @@ def make_sampler(config: ConfigDict) -> Sampler:
     sampler = build("sampler", config.sampler, SAMPLERS)
     known("sampler.grid", sampler.grid, TIME_GRIDS)
     return sampler
+
+
+def sampler_settings(config: ConfigDict) -> dict[str, Any]:
+    """Every setting that sampling depends on, defaults filled in, ready for json."""
+    guidance = {"guidance": config.sampler.guidance, "guidance_interval": list(config.sampler.guidance_interval)}
+    return {"name": config.sampler.name, **dataclasses.asdict(make_sampler(config)), **guidance}
 
 
 def make_ema(config: ConfigDict) -> EMA:

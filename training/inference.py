@@ -97,6 +97,8 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
         experiment, params, step, identity = _load(config, workdir)
         folder = Path(workdir).expanduser().absolute()
         name = _name(experiment, step, identity)
+        writer = MetricWriter(folder)
+        writer.start_tensorboard()
         try:
             generated = _generate(experiment, params, folder, step, identity, stop)
         except InterruptedGeneration as problem:
@@ -107,33 +109,36 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
             features = train_or_load_classifier(experiment.train, experiment.test, folder / "features")
         metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
         pictures = _draw(experiment, params, generated, folder / "figures", name)
-        record = {
-            "experiment": config.experiment,
-            "step": step,
-            "sampler": config.sampler.to_dict() | {"name": config.sampler.name},
-            "nfe": float(generated.nfe.mean()),
-            "nfe_max": int(generated.nfe.max()),
-            "num_samples": len(generated.images),
-            "seed": config.evaluation.seed,
-            "seconds": generated.seconds,
-            **metrics,
-            "ema_half_life": _half_life(config),
-            "parameters_sha256": identity,
-            "pictures": [str(path.relative_to(folder)) for path in pictures],
-            "data": {"train": experiment.train.provenance, "test": experiment.test.provenance},
-            **details,
-            "config_sha256": hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest(),
-            "environment": environment(),
-            "git_revision": _git_revision(),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        nfe = float(generated.nfe.mean())
         if jax.process_index() == 0:
-            append_json_line(folder / "results.jsonl", record)
+            facts = {"step": step, "parameters_sha256": identity, "nfe": nfe, "nfe_max": int(generated.nfe.max()),
+                     "num_samples": len(generated.images), "seconds": generated.seconds,
+                     "pictures": [str(path.relative_to(folder)) for path in pictures]}
+            append_json_line(folder / "results.jsonl", facts | metrics | details | _provenance(experiment))
+        prefix = f"evaluate/{config.sampler.name}{nfe:.4g}"
+        writer.write_scalars(step, {f"{prefix}/{metric}": value for metric, value in metrics.items()})
+        writer.close()
         for metric, value in metrics.items():
             logging.info("%s = %.5g", metric, value)
-        logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, record["nfe"], folder / "results.jsonl",
+        logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, nfe, folder / "results.jsonl",
                      ", ".join(str(path) for path in pictures))
         return 0
+
+
+def _provenance(experiment: Experiment) -> dict[str, Any]:
+    """What a result depends on besides the checkpoint, ready for json."""
+    config = experiment.config
+    return {
+        "experiment": config.experiment,
+        "sampler": components.sampler_settings(config),
+        "seed": config.evaluation.seed,
+        "ema_half_life": None if config.evaluation.ema < 0 else int(config.ema.half_lives[config.evaluation.ema]),
+        "data": {"train": experiment.train.provenance, "test": experiment.test.provenance},
+        "config_sha256": hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest(),
+        "environment": environment(),
+        "git_revision": _git_revision(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, str]:
@@ -181,7 +186,7 @@ def _name(experiment: Experiment, step: int, identity: str) -> str:
     """A name for these images: readable, with a hash of all that they depend on."""
     config = experiment.config
     facts = {
-        "parameters": identity, "sampler": config.sampler.to_dict(), "seed": config.evaluation.seed,
+        "parameters": identity, "sampler": components.sampler_settings(config), "seed": config.evaluation.seed,
         "batch_size": config.evaluation.batch_size, "process": config.process.to_dict(),
         "prediction": config.prediction, "environment": environment(),
     }
@@ -222,10 +227,6 @@ def _centre_crop(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return images
     top, left = ((n - m) // 2 for n, m in zip(images.shape[1:3], shape[:2]))
     return images[:, top : top + shape[0], left : left + shape[1]]
-
-
-def _half_life(config: ConfigDict) -> int | None:
-    return None if config.evaluation.ema < 0 else int(config.ema.half_lives[config.evaluation.ema])
 
 
 def _git_revision() -> str | None:

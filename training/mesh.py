@@ -33,11 +33,12 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
     size = mesh.shape["fsdp"]
 
     def leaf(x: jax.ShapeDtypeStruct) -> NamedSharding:
-        spec = [None] * len(x.shape)
         axes = [i for i, n in enumerate(x.shape) if n % size == 0 and n >= size]
-        if size > 1 and axes:
-            spec[max(axes, key=lambda i: x.shape[i])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        if size == 1 or not axes:
+            return NamedSharding(mesh, PartitionSpec())
+        largest = max(axes, key=lambda i: x.shape[i])
+        # Without trailing None, as jit names the layout of its results: another name would miss its cache at step 2.
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree.map(leaf, abstract_state)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import PyTree
 
 from training.ema import EMA
 
@@ -17,23 +17,23 @@ from training.ema import EMA
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Arrays only.
+    """Arrays only, or in the same places their shapes or shardings: hence no array types in the annotations.
 
     Attributes:
-      step: number of finished training steps, skipped ones included.
+      step: int32 [], number of finished training steps, skipped ones included.
       params: role -> parameters (float32).
       opt_state: role -> optax state.
       ema: role -> name of the average -> parameters.
-      skipped: updates skipped so far because something was not finite.
+      skipped: int32 [], updates skipped so far because something was not finite.
       skipped_in_a_row: the same, since the last good update.
     """
 
-    step: Int[Array, ""]
+    step: PyTree
     params: dict[str, PyTree]
     opt_state: dict[str, PyTree]
     ema: dict[str, dict[str, PyTree]]
-    skipped: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    skipped: PyTree
+    skipped_in_a_row: PyTree
 
 
 def create_state(

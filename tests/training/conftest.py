@@ -31,7 +31,7 @@ TINY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ConfigDict]:
     """make({"field": value, ...}) -> the validated config of the tiny run with these fields changed."""
 

@@ -1,5 +1,6 @@
 """The training step against float64 numpy, one role against the others, and against values that are not finite."""
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from training.state import create_state
 from training.step import make_step
 
 SEED, BATCH = 5, 8
-EMA_OFF = EMA(half_lives=(10,), ramp=float("inf"))
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than running here
+AVERAGE = EMA(half_lives=(10,), ramp=float("inf"))
 
 
 def make_batch(number, poison=None):
@@ -57,12 +59,12 @@ def noisy_loss(params, others, batch, key):
     return loss, {"draw": jax.random.uniform(key)}
 
 
-def setup(updates, optimizer=None, *, roles=("score",), ema_roles=None, ema=EMA_OFF, accumulation=1, jit=True):
+def setup(updates, optimizer=None, *, roles=("score",), ema_roles=None, ema=AVERAGE, accumulation=1):
     optimizers = {role: optimizer or optax.sgd(0.1) for role in roles}
     params = {role: make_params(number) for number, role in enumerate(roles)}
     state = create_state(params, optimizers, ema, roles if ema_roles is None else ema_roles)
     function = make_step(updates, optimizers, ema, seed=SEED, batch_size=BATCH, accumulation=accumulation)
-    return state, jax.jit(function) if jit else function
+    return state, jax.jit(function, compiler_options=QUICK)
 
 
 def equal(a, b):
@@ -198,7 +200,8 @@ def test_no_key_is_used_twice():
     optimizers = {role: optax.sgd(0.1) for role in ("first", "second")}
     for seed in (SEED, SEED + 1):
         state, _ = setup(updates, roles=("first", "second"))
-        step = jax.jit(make_step(updates, optimizers, EMA_OFF, seed=seed, batch_size=BATCH, accumulation=accumulation))
+        function = make_step(updates, optimizers, AVERAGE, seed=seed, batch_size=BATCH, accumulation=accumulation)
+        step = jax.jit(function, compiler_options=QUICK)
         for number in range(3):
             state, _ = step(state, {}, make_batch(number))
     jax.effects_barrier()
@@ -223,7 +226,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(accumulation):
 @pytest.mark.parametrize("accumulation", [0, -1, 3])
 def test_accumulation_must_divide_the_batch(accumulation):
     with pytest.raises(ValueError, match=rf"config.training.accumulation = {accumulation} must divide .* {BATCH}"):
-        make_step((), {}, EMA_OFF, seed=0, batch_size=BATCH, accumulation=accumulation)
+        make_step((), {}, AVERAGE, seed=0, batch_size=BATCH, accumulation=accumulation)
 
 
 # --- not finite ------------------------------------------------------------------------------------------------------
@@ -294,7 +297,7 @@ def test_parameters_that_overflow_are_not_taken():
     large = jax.tree.map(lambda p: jnp.full_like(p, 3e38), make_params())
     constant = optax.stateless(lambda updates, params: jax.tree.map(lambda u: jnp.full_like(u, 3e38), updates))
     _, step = setup((Update("score", lambda params, *rest: (1e-30 * jnp.sum(params["w"] * 1e-10), {})),), constant)
-    state = create_state({"score": large}, {"score": constant}, EMA_OFF, ("score",))
+    state = create_state({"score": large}, {"score": constant}, AVERAGE, ("score",))
     new, _ = step(state, {}, make_batch(0))
     assert equal(tree_of(new), tree_of(state)) and int(new.skipped) == 1
 
@@ -325,7 +328,7 @@ def test_a_role_with_one_bad_repeat_keeps_its_average():
 # --- the compiled step -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real(tiny_config):
     """The step of a real experiment, compiled as the loop does, and its batches."""
     from training.experiment import build_experiment
@@ -338,11 +341,12 @@ def real(tiny_config):
         del rows["index"]
         return put_batch(rows, experiment.mesh)
 
-    return SimpleNamespace(experiment=experiment, step=jax.jit(experiment.step(), donate_argnums=0), batch=batch)
+    step = jax.jit(experiment.step(), donate_argnums=0, compiler_options=QUICK)
+    return SimpleNamespace(experiment=experiment, step=step, state=experiment.initial_state(), batch=batch)
 
 
 def test_the_state_is_donated_and_the_step_compiles_once_without_transfers(real):
-    state, frozen = real.experiment.initial_state(), {"teacher": make_params()}
+    state, frozen = jax.tree.map(jnp.copy, real.state), {"teacher": make_params()}
     for number in range(3):
         batch, old = real.batch(number), state
         with jax.set_mesh(real.experiment.mesh), jax.transfer_guard("disallow"):
@@ -356,17 +360,12 @@ def test_the_state_is_donated_and_the_step_compiles_once_without_transfers(real)
         real.step(state, frozen, rows)
 
 
-def test_the_step_is_a_function_of_seed_step_and_batch(real, tiny_config):
-    from training.experiment import build_experiment
-
-    def loss(experiment, start, number):
-        state = experiment.initial_state()
-        state = jax.tree.map(lambda leaf: leaf, state).__class__(
-            **{**vars(state), "step": jax.device_put(jnp.asarray(start, jnp.int32), state.step.sharding)}
-        )
+def test_the_step_is_a_function_of_seed_step_and_batch(real):
+    def loss(start, number):
+        state = jax.tree.map(jnp.copy, real.state)
+        state = dataclasses.replace(state, step=jax.device_put(jnp.asarray(start, jnp.int32), state.step.sharding))
         return float(real.step(state, {}, real.batch(number))[1]["score/loss"])
 
-    values = {case: loss(real.experiment, *case) for case in itertools.product((0, 1), (0, 1))}
+    values = {case: loss(*case) for case in itertools.product((0, 1), (0, 1))}
     assert len(set(values.values())) == 4
-    assert loss(real.experiment, 1, 0) == values[1, 0]
-    assert loss(build_experiment(tiny_config()), 1, 0) == values[1, 0]
+    assert loss(1, 0) == values[1, 0]
