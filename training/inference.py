@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,10 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
         experiment, params, step, identity = _load(config, workdir)
         folder = Path(workdir).expanduser().absolute()
         name = _name(experiment, step, identity)
+        # First, since it also says whether these data can be measured at all.
+        features = None
+        if len(experiment.train.image_shape) == 3:
+            features = train_or_load_classifier(experiment.train, experiment.test, folder / "features")
         writer = MetricWriter(folder)
         writer.start_tensorboard()
         try:
@@ -104,9 +109,6 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
         except InterruptedGeneration as problem:
             logging.info("Stopped by a signal; %s", problem)
             return stop.exit_code
-        features = None
-        if len(experiment.train.image_shape) == 3:
-            features = train_or_load_classifier(experiment.train, experiment.test, folder / "features")
         metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
         pictures = _draw(experiment, params, generated, folder / "figures", name)
         nfe = float(generated.nfe.mean())

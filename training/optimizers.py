@@ -33,7 +33,7 @@ def make_learning_rate(*, learning_rate: float, schedule: str, warmup_steps: int
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(f"config.optimizer.warmup_steps = {warmup_steps} must lie in [0, config.training.steps = "
                          f"{total_steps})")
-    if learning_rate <= 0:
+    if not learning_rate > 0:  # so that NaN is refused, too
         raise ValueError(f"config.optimizer.learning_rate = {learning_rate} must be positive")
     after = {
         "constant": optax.constant_schedule(learning_rate),

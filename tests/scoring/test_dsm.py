@@ -139,8 +139,11 @@ def test_x_t_label_and_time_reach_the_denoiser():
     assert len(np.unique(seen["t"])) > 990
     assert abs(noise.mean()) < 4 / np.sqrt(4000) and abs(noise.std() - 1) < 4 / np.sqrt(8000)
     assert abs(np.corrcoef(noise.ravel(), np.asarray(x0).ravel())[0, 1]) < 4 / np.sqrt(4000)
-    # The time and the noise come from different keys.
-    assert abs(np.corrcoef(noise.mean(axis=(1, 2, 3)), seen["t"])[0, 1]) < 4 / np.sqrt(1000)
+    # The time and the noise come from different keys: with one number per image the same key would give the same bits.
+    one = jnp.zeros((1000, 1))
+    DSM(weighting=EDMWeighting(), time_sampler=UniformTimes())(denoise, process, one, label, jax.random.key(0))
+    noise = seen["x_t"][:, 0] / process.sigma(seen["t"])
+    assert abs(np.corrcoef(noise, seen["t"])[0, 1]) < 4 / np.sqrt(1000)
 
 
 def test_process_without_kernel_is_refused(x0):
@@ -199,6 +202,9 @@ def test_score_update_hands_everything_on():
     assert loss == 7 and seen["denoise"] == "D" and seen["process"] is process and seen["x0"] is batch["image"]
     assert set(np.asarray(seen["label"]).tolist()) == {1, 3}
     used = [jax.random.key_data(key).tolist() for key in (keys[0], seen["key"], jax.random.key(0))]
-    assert len({tuple(key) for key in used}) == 3  # no key is used twice
+    assert len({tuple(key) for key in used}) == 3  # no key is used twice, nor for the labels:
+    for key in (keys[0], seen["key"], jax.random.key(0)):
+        other = drop_labels(batch["label"], key, probability=0.5, num_classes=3)
+        assert (np.asarray(other) != np.asarray(seen["label"])).mean() > 0.2
     update.loss({"denoiser": "D"}, {}, {"image": batch["image"]}, jax.random.key(0))
     assert seen["label"] is None
