@@ -150,6 +150,7 @@ def _sampler() -> ConfigDict:
     c.name = "heun"  # ancestral, ddim, euler, heun
     c.steps = placeholder(int)  # grid intervals; network calls are steps, or 2 steps - 1 for heun
     c.grid = placeholder(str)  # uniform, karras, logsnr
+    c.variance = placeholder(str)  # ancestral: small, large
     c.eta = placeholder(float)  # ddim: 0 deterministic ... 1 ancestral
     c.churn = placeholder(float)  # heun: S_churn and its range and noise scale
     c.churn_min = placeholder(float)

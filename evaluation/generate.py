@@ -8,10 +8,8 @@ surplus of the last one is dropped), and every finished batch is a file:
 An interrupted generation goes on with the first missing file. Seconds are of the batch, without compilation.
 """
 
-import os
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Int, Key
+from jaxtyping import PyTree
 
 from data.images import to_uint8
 from diffusion.random import image_keys
-from samplers.base import Samples
-
-SampleFunction = Callable[[Key[Array, " batch"], Int[Array, " batch"] | None], Samples]
+from evaluation.array_files import load_arrays, save_arrays
 
 
 class Generated(NamedTuple):
@@ -54,7 +50,8 @@ def labels_of(indices: np.ndarray, num_classes: int) -> np.ndarray | None:
 
 
 def generate(
-    sample: SampleFunction,
+    sample: Any,
+    params: PyTree,
     directory: Path,
     *,
     seed: int,
@@ -67,7 +64,8 @@ def generate(
     """Images 0 ... num_samples - 1, from disk where they have been made before.
 
     Args:
-      sample: (keys, labels) -> Samples for `batch_size` images; jitted. Its inputs are placed by its own shardings.
+      sample: jitted function (params, keys [B], labels [B] or None) -> Samples, with B = batch_size.
+      params: handed on to `sample`.
       directory: of this sampler, checkpoint and seed, and of nothing else.
       seed: of the images.
       num_samples, batch_size: at least 1.
@@ -80,7 +78,7 @@ def generate(
       FloatingPointError: if an image is not finite.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    batches, compiled = [], False
+    batches, compiled = [], None
     for start in range(0, num_samples, batch_size):
         if stopped():
             raise InterruptedGeneration(f"{start} of {num_samples} images are in {directory}")
@@ -90,25 +88,19 @@ def generate(
             indices = np.arange(start, start + batch_size)
             keys, labels = image_keys(seed, jnp.asarray(indices)), labels_of(indices, num_classes)
             labels = None if labels is None else jnp.asarray(labels)
-            if not compiled:  # its time is not the sampler's
-                jax.block_until_ready(sample(keys, labels))
-                compiled = True
+            if compiled is None:  # ahead of time, since its seconds are not the sampler's
+                compiled = sample.lower(params, keys, labels).compile()
             begin = time.perf_counter()
-            x0, nfe = jax.device_get(sample(keys, labels)[:2])
+            x0, nfe = jax.device_get(compiled(params, keys, labels)[:2])
             batch = {"image": _stored(x0, start), "nfe": nfe, "seconds": np.float64(time.perf_counter() - begin)}
             if jax.process_index() == 0:
-                _write(path, batch)
+                save_arrays(path, batch, {"seed": seed, "first": start})
         batches.append(batch)
         progress(min(start + batch_size, num_samples))
     images = np.concatenate([batch["image"] for batch in batches])[:num_samples]
     nfe = np.concatenate([batch["nfe"] for batch in batches])[:num_samples]
     seconds = float(sum(batch["seconds"] for batch in batches))
     return Generated(images, labels_of(np.arange(num_samples), num_classes), nfe, seconds)
-
-
-def generated_files(directory: Path) -> Iterator[Path]:
-    """The batches of a directory in the order of their images."""
-    return iter(sorted(directory.glob("????????-????????.npz")))
 
 
 def _stored(x0: np.ndarray, start: int) -> np.ndarray:
@@ -121,20 +113,10 @@ def _stored(x0: np.ndarray, start: int) -> np.ndarray:
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """A finished batch, or None where it is missing or damaged and has to be made again."""
-    if not path.exists():
-        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in ("image", "nfe", "seconds")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
-        logging.warning("Damaged, made again: %s (%s)", path, problem)
+        return load_arrays(path)[0]
+    except FileNotFoundError:
         return None
-
-
-def _write(path: Path, batch: dict[str, np.ndarray]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **batch)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    except ValueError as problem:
+        logging.warning("Made again: %s", problem)
+        return None

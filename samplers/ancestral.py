@@ -1,7 +1,11 @@
 """Ancestral sampling of DDPM [Ho et al. 2020, algorithm 2], for any schedule and any grid.
 
-  1. x_s = A x_t + B x0_hat + C z,  with A, B, C of q(x_s | x_t, x0) (`diffusion/process.py`, equation 2).
-  2. In the last interval s is the clean end: A = 0, B = 1, C = 0, hence x = x0_hat.
+  1. x_s = A x_t + B x0_hat + C z,  with A, B of q(x_s | x_t, x0) (`diffusion/process.py`, equation 2).
+  2. C^2 = sigma_s^2 (1 - r), the variance of that posterior ("small"), or sigma_t^2 (1 - r), the variance of the noise
+     between s and t ("large"; beta_t in DDPM), with r = exp(lambda_t - lambda_s). They are exact for data that are one
+     point and for data that are N(0, I) under a VP process; for real data the truth lies between them, and both tend to
+     it as the steps get smaller [Ho et al. 2020, section 3.2].
+  3. In the last interval s is the clean end: A = 0, B = 1, C = 0, hence x = x0_hat.
 
 Order 1 (weak), stochastic; one network call a step.
 """
@@ -20,13 +24,16 @@ from samplers.time_grids import make_grid
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
-    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS)."""
+    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with `variance` "small" or "large"."""
 
     steps: int = 100
     grid: str = "uniform"
+    variance: str = "small"
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
+        if self.variance not in ("small", "large"):
+            raise ValueError(f"variance = '{self.variance}' is not known; choose from small, large")
 
     def sample(
         self,
@@ -41,6 +48,8 @@ class Ancestral:
         require_kernel(process, "the ancestral sampler")
         t = make_grid(process, self.grid, self.steps).t
         a, b, c = process.posterior(t[1:], t[:-1])
+        if self.variance == "large":
+            c = c * process.sigma(t[:-1]) / process.sigma(t[1:])
         rows = scan_tables(t=t, a=np.append(a, 0.0), b=np.append(b, 1.0), c=np.append(c, 0.0))
 
         def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:

@@ -86,8 +86,10 @@ def sample(config: ConfigDict, workdir: str) -> int:
             logging.info("Stopped by a signal; %s", problem)
             return stop.exit_code
         path = folder / "generated" / _name(experiment, step, identity) / "samples.npz"
-        arrays = {"arr_0": generated.images}
-        np.savez_compressed(path, **arrays, **({} if generated.labels is None else {"arr_1": generated.labels}))
+        arrays = {"arr_0": generated.images} | ({} if generated.labels is None else {"arr_1": generated.labels})
+        partial_path = path.with_suffix(".partial.npz")
+        np.savez_compressed(partial_path, **arrays)
+        partial_path.replace(path)
         logging.info("%d images, NFE %.4g: %s", len(generated.images), generated.nfe.mean(), path)
         return 0
 
@@ -178,7 +180,7 @@ def _generate(
         logging.info("%d of %d images, ETA %s", done, evaluation.num_samples, duration(left))
 
     return generate(
-        partial(function, params), folder / "generated" / _name(experiment, step, identity), seed=evaluation.seed,
+        function, params, folder / "generated" / _name(experiment, step, identity), seed=evaluation.seed,
         num_samples=evaluation.num_samples, batch_size=evaluation.batch_size,
         num_classes=experiment.train.num_classes, stopped=lambda: stop.received is not None, progress=progress,
     )

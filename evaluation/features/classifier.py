@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from data.base import Source, gather
-from evaluation.features.array_cache import content_hash, load_arrays, save_arrays
+from evaluation.array_files import content_hash, load_arrays, save_arrays
 from evaluation.features.classifier_network import DIMENSION, Recipe, abstract, train
 
 # Part of the cache's hash: raise it when a change of code changes what a trained classifier computes.

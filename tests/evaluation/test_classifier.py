@@ -15,7 +15,7 @@ from data.sources import open_source
 from evaluation.base import Features
 from evaluation.distances import frechet_distance_of_features
 from evaluation.features import FEATURES
-from evaluation.features.array_cache import load_arrays
+from evaluation.array_files import load_arrays
 from evaluation.features.classifier import class_accuracy, class_coverage, train_or_load_classifier
 from evaluation.features.classifier_network import Recipe
 

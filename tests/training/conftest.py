@@ -21,7 +21,7 @@ TINY = {
     "optimizer.learning_rate": 1e-2,
     "optimizer.warmup_steps": 2,
     "ema.half_lives": (100, 1000),
-    "training.steps": 12,
+    "training.steps": 24,
     "training.log_every": 1,
     "training.checkpoint_every": 5,
     "sampler.name": "ddim",

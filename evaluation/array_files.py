@@ -1,4 +1,4 @@
-"""A cache file: named arrays and a JSON description in one npz, written atomically and checked by content when read."""
+"""A file of results: arrays and a JSON description in one npz, written atomically and checked by content when read."""
 
 import contextlib
 import hashlib
@@ -14,6 +14,10 @@ import numpy as np
 
 _DESCRIPTION = "__description__"
 _SHA256 = "__sha256__"
+# What numpy and zipfile raise for damaged files; RuntimeError where a flipped bit claims encryption or patched data.
+_UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 def content_hash(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> str:
@@ -60,7 +64,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         expected = str(arrays.pop(_SHA256))
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if content_hash(arrays, description) != expected:
         raise ValueError(f"{path} does not hold what was written: its sha256 differs")
