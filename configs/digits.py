@@ -20,7 +20,7 @@ def dsm() -> ConfigDict:
     c.network.name = "mlp"
     c.network.width = 256
     c.network.depth = 4
-    c.network.dropout = 0.1
+    c.network.dropout = 0.2
     c.optimizer.learning_rate = 2e-3
     c.training.steps = 5000
     c.training.checkpoint_every = 1000

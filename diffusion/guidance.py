@@ -46,6 +46,9 @@ class Guided:
       scale: w, at least 0.
       interval: (low, high] of sigma / alpha in which the guide acts. Outside of it the guide is not called when the
         whole batch is outside, as it is in a sampler, where all images share t.
+
+    Raises:
+      ValueError: for a negative scale or an empty interval.
     """
 
     main: Denoiser
@@ -53,6 +56,13 @@ class Guided:
     process: GaussianProcess
     scale: float
     interval: tuple[float, float] = (0.0, inf)
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if self.scale < 0:
+            raise ValueError(f"guidance scale = {self.scale} must be at least 0 (1 is no guidance)")
+        if not 0 <= low < high:
+            raise ValueError(f"guidance interval = {self.interval} must be (low, high) with 0 <= low < high")
 
     def _active(self, t: Float[Array, " batch"]) -> Bool[Array, " batch"]:
         level = jnp.exp(-0.5 * self.process.logsnr(t))
@@ -91,8 +101,6 @@ def classifier_free(
     Raises:
       ValueError: for a negative scale or data without labels.
     """
-    if scale < 0:
-        raise ValueError(f"guidance scale = {scale} must be at least 0 (1 is no guidance)")
     if scale == 1:
         return denoise
     if num_classes == 0:

@@ -52,7 +52,7 @@ class GaussianProcess:
         """The coefficients (A, B, C) of equation 2, for times s <= t of equal shape; C is a standard deviation."""
         xp = array_namespace(t)
         difference = self.logsnr(t) - self.logsnr(s)
-        # 1 - r by expm1: for close times it is small, and 1 - exp(...) would lose its digits.
+        # By expm1, since 1 - exp(...) would lose digits where r is close to 1.
         one_minus_r = -xp.expm1(difference)
         alpha_s = self.alpha(s)
         return (

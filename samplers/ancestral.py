@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion.base import Denoiser, Process, require_kernel
 from diffusion.random import image_noise
-from samplers.base import Samples, check_steps, run_scan, scan_tables
-from samplers.time_grids import make_grid
+from samplers.base import Samples, run_scan, scan_tables
+from samplers.time_grids import check_grid, make_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Ancestral:
     variance: str = "small"
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        check_grid(self.grid, self.steps)
         if self.variance not in ("small", "large"):
             raise ValueError(f"variance = '{self.variance}' is not known; choose from small, large")
 

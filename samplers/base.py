@@ -53,12 +53,6 @@ class Sampler(Protocol):
     ) -> Samples: ...
 
 
-def check_steps(steps: int) -> None:
-    """Raises ValueError unless there is at least one step."""
-    if steps < 1:
-        raise ValueError(f"steps = {steps} must be at least 1")
-
-
 def scan_tables(**tables: np.ndarray) -> dict[str, Array]:
     """Host tables in float64 -> what `lax.scan` walks over: float32 on the device, with the index of the row."""
     rows = {name: jnp.asarray(np.asarray(table, np.float32)) for name, table in tables.items()}

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion.base import Denoiser, Process, require_kernel
 from diffusion.random import image_noise
-from samplers.base import Samples, check_steps, run_scan, scan_tables
-from samplers.time_grids import make_grid
+from samplers.base import Samples, run_scan, scan_tables
+from samplers.time_grids import check_grid, make_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        check_grid(self.grid, self.steps)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta = {self.eta} must lie in [0, 1]")
 

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.base import Denoiser, Process, require_kernel
-from samplers.base import Samples, check_steps, run_scan, scan_tables
-from samplers.time_grids import make_grid
+from samplers.base import Samples, run_scan, scan_tables
+from samplers.time_grids import check_grid, make_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Euler:
     grid: str = "uniform"
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        check_grid(self.grid, self.steps)
 
     def sample(
         self,

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion.base import Denoiser, Process, require_kernel
 from diffusion.process import GaussianProcess
 from diffusion.random import image_noise
-from samplers.base import Samples, check_steps, run_scan, scan_tables
-from samplers.time_grids import make_grid
+from samplers.base import Samples, run_scan, scan_tables
+from samplers.time_grids import check_grid, make_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,13 @@ class Heun:
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        check_grid(self.grid, self.steps)
         if self.churn < 0:
             raise ValueError(f"churn = {self.churn} must be at least 0")
+        if not 0 <= self.churn_min <= self.churn_max:
+            raise ValueError(f"churn_min = {self.churn_min}, churn_max = {self.churn_max}: need 0 <= min <= max")
+        if self.churn_noise < 0:
+            raise ValueError(f"churn_noise = {self.churn_noise} must be at least 0")
 
     def _rows(self, process: GaussianProcess) -> dict[str, Array]:
         """One row per network call: predictor, corrector, predictor, ..., predictor."""

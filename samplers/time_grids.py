@@ -59,6 +59,14 @@ TIME_GRIDS: dict[str, Callable[[GaussianProcess, int], np.ndarray]] = {
 }
 
 
+def check_grid(name: str, steps: int) -> None:
+    """Raises ValueError unless `name` is a grid and there is at least one step."""
+    if name not in TIME_GRIDS:
+        raise ValueError(f"grid = '{name}' is not known; choose from {', '.join(TIME_GRIDS)}")
+    if steps < 1:
+        raise ValueError(f"steps = {steps} must be at least 1")
+
+
 def make_grid(process: GaussianProcess, name: str, steps: int) -> Grid:
     """The grid `name` of TIME_GRIDS with `steps` network times on `process`."""
     t = TIME_GRIDS[name](process, steps)

@@ -3,11 +3,13 @@
   python scripts/results_table.py runs/digits_dsm
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
+from samplers import SAMPLERS
 from training.workdir import read_json_lines
 
 # Column title -> the metric whose name starts so, and how to print it.
@@ -32,11 +34,19 @@ def metric_name(record: dict, title: str) -> str | None:
     return names[0] if names and isinstance(record[names[0]], float) else None
 
 
+def sampler_label(settings: dict) -> str:
+    """Name and steps of a sampler, and whatever else is not its default: "ancestral 100 variance=large"."""
+    defaults = {**dataclasses.asdict(SAMPLERS[settings["name"]]()), "guidance": 1.0, "guidance_interval": [0.0, "Infinity"]}
+    other = [f"{name}={value}" for name, value in settings.items()
+             if name not in ("name", "steps") and str(value) != str(defaults[name]).replace("inf", "Infinity")]
+    return " ".join([settings["name"], str(settings["steps"]), *other])
+
+
 def table(records: list[dict]) -> str:
     """Rows of text, one per record."""
-    rows = [["sampler", "steps", "NFE", *COLUMNS]]
+    rows = [["sampler", "NFE", *COLUMNS]]
     for record in records:
-        row = [record["sampler"]["name"], str(record["sampler"]["steps"]), f"{record['nfe']:.4g}"]
+        row = [sampler_label(record["sampler"]), f"{record['nfe']:.4g}"]
         for title, (_, form) in COLUMNS.items():
             name = metric_name(record, title)
             row.append("-" if name is None else form.format(record[name]))

@@ -17,7 +17,6 @@ from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
 from samplers import SAMPLERS
 from samplers.base import Sampler
-from samplers.time_grids import TIME_GRIDS
 from scoring import OBJECTIVES
 from scoring.base import Objective
 from scoring.time_samplers import TIME_SAMPLERS
@@ -78,7 +77,10 @@ def build(field: str, section: ConfigDict, classes: dict[str, type], **more: Any
     try:
         return classes[section.name](**given, **more)
     except ValueError as error:
-        raise ValueError(f"config.{field}: {error}") from error
+        # Messages begin with the option they are about, or speak of several.
+        about = str(error).split(" ")[0]
+        separator = "." if about in section else ": "
+        raise ValueError(f"config.{field}{separator}{error}") from error
 
 
 def make_process(config: ConfigDict) -> GaussianProcess:
@@ -98,9 +100,7 @@ def make_objective(config: ConfigDict) -> Objective:
 
 def make_sampler(config: ConfigDict) -> Sampler:
     """config.sampler -> sampler, without guidance, which is a property of the denoiser."""
-    sampler = build("sampler", config.sampler, SAMPLERS)
-    known("sampler.grid", sampler.grid, TIME_GRIDS)
-    return sampler
+    return build("sampler", config.sampler, SAMPLERS)
 
 
 def sampler_settings(config: ConfigDict) -> dict[str, Any]:

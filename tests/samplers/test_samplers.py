@@ -97,10 +97,9 @@ def order(samples, reference):
     return slope(reference), slope(reference + np.sqrt(np.mean((samples[2] - reference) ** 2)))
 
 
-@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
-def test_heun_is_of_second_order(flow, grid):
+def test_heun_is_of_second_order(flow):
     """To the exact solution of the ODE, and only to that."""
-    right, wrong = order(ends(Heun, flow, grid), flow[2])
+    right, wrong = order(ends(Heun, flow, "uniform"), flow[2])
     assert 1.9 < right < 2.25 and wrong < 1.7
 
 
@@ -350,14 +349,12 @@ def test_compiled_is_the_same(mixture, monkeypatch, sampler_class):
 
 def test_images_are_flat_vectors_in_another_shape():
     """[B, 2, 2, 3] against [B, 12], of the same keys."""
-    process = PROCESSES["edm"]
-    means = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 12)), jnp.float32)
-    denoise = exact_mixture(process, jnp.ones(4), means, jnp.stack([0.2 * jnp.eye(12)] * 4))
     images, flat = (
-        Heun(steps=4).sample(denoise, process, keys(3), None, shape=shape).x0 for shape in ((2, 2, 3), (12,))
+        DDIM(steps=4).sample(lambda x, t, label: 0.5 * jnp.tanh(x), PROCESSES["edm"], keys(3), None, shape=shape).x0
+        for shape in ((2, 2, 3), (12,))
     )
     assert images.shape == (3, 2, 2, 3)
-    np.testing.assert_allclose(images.reshape(3, 12), flat, atol=1e-4)
+    np.testing.assert_allclose(images.reshape(3, 12), flat, atol=1e-5)
 
 
 @pytest.mark.parametrize(

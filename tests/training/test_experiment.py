@@ -38,7 +38,6 @@ def test_a_fresh_network_is_the_best_linear_denoiser(experiment):
     np.testing.assert_allclose(denoised, d**2 / (sigma**2 + d**2) * x, rtol=1e-4, atol=1e-7)
 
 
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def perturbed(params):
@@ -50,7 +49,7 @@ def test_dropout_is_on_with_a_key_and_only_then(experiment):
     params = perturbed(experiment.params["score"])
     arguments = jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.full(4, 0.5), jnp.arange(4)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def denoise(key=None):
         return experiment.denoiser(params, key)(*arguments)
 
@@ -64,13 +63,13 @@ def test_guidance_is_that_of_the_config(experiment, tiny_config):
     """unlabelled + w (labelled - unlabelled), with "no class" the label after the last."""
     params = perturbed(experiment.params["score"])
     x, t, label = jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.full(4, 0.5), jnp.arange(4)
-    plain = jax.jit(experiment.denoiser(params), compiler_options=QUICK)
+    plain = jax.jit(experiment.denoiser(params))
     labelled, unlabelled = plain(x, t, label), plain(x, t, jnp.full(4, 10))
     assert float(jnp.abs(labelled - unlabelled).max()) > 1e-2
     for scale in (1.0, 2.5):
         guided = dataclasses.replace(experiment, config=tiny_config({"sampler.guidance": scale}))
         expected = unlabelled + scale * (labelled - unlabelled)
-        denoised = jax.jit(guided.sampling_denoiser(params), compiler_options=QUICK)(x, t, label)
+        denoised = jax.jit(guided.sampling_denoiser(params))(x, t, label)
         np.testing.assert_allclose(denoised, expected, rtol=1e-4, atol=1e-5)
 
 

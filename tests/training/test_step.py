@@ -19,7 +19,6 @@ from training.state import create_state
 from training.step import make_step
 
 SEED, BATCH = 5, 8
-QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than running here
 AVERAGE = EMA(half_lives=(10,), ramp=float("inf"))
 
 
@@ -64,7 +63,7 @@ def setup(updates, optimizer=None, *, roles=("score",), ema_roles=None, ema=AVER
     params = {role: make_params(number) for number, role in enumerate(roles)}
     state = create_state(params, optimizers, ema, roles if ema_roles is None else ema_roles)
     function = make_step(updates, optimizers, ema, seed=SEED, batch_size=BATCH, accumulation=accumulation)
-    return state, jax.jit(function, compiler_options=QUICK)
+    return state, jax.jit(function)
 
 
 def equal(a, b):
@@ -201,7 +200,7 @@ def test_no_key_is_used_twice():
     for seed in (SEED, SEED + 1):
         state, _ = setup(updates, roles=("first", "second"))
         function = make_step(updates, optimizers, AVERAGE, seed=seed, batch_size=BATCH, accumulation=accumulation)
-        step = jax.jit(function, compiler_options=QUICK)
+        step = jax.jit(function)
         for number in range(3):
             state, _ = step(state, {}, make_batch(number))
     jax.effects_barrier()
@@ -341,7 +340,7 @@ def real(tiny_config):
         del rows["index"]
         return put_batch(rows, experiment.mesh)
 
-    step = jax.jit(experiment.step(), donate_argnums=0, compiler_options=QUICK)
+    step = jax.jit(experiment.step(), donate_argnums=0)
     return SimpleNamespace(experiment=experiment, step=step, state=experiment.initial_state(), batch=batch)
 
 
@@ -356,7 +355,7 @@ def test_the_state_is_donated_and_the_step_compiles_once_without_transfers(real)
     assert real.step._cache_size() == 1
     assert int(state.step) == 3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     rows = {name: np.asarray(value) for name, value in real.batch(3).items()}
-    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed.*transfer"):
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed.*transfer"):
         real.step(state, frozen, rows)
 
 
