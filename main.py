@@ -5,6 +5,7 @@
   python main.py --list_configs
 """
 
+import itertools
 import logging as py_logging
 import sys
 from pathlib import Path
@@ -72,9 +73,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; the config file is run here and its overrides are applied, with one line for what is wrong."""
     logging.set_verbosity(logging.INFO)
     py_logging.getLogger("jax").setLevel(py_logging.WARNING)  # it tells of every backend that is not there
-    for argument in argv:
+    for before, argument in itertools.pairwise(argv):
         file = argument.removeprefix("--config=").split(":")[0]
-        if argument.startswith("--config=") and not Path(file).is_file():
+        if (argument.startswith("--config=") or before == "--config") and not Path(file).is_file():
             from configs.listing import all_presets
 
             sys.exit(_complain(ValueError(f"{argument}: there is no file {file}; choose from "

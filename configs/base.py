@@ -179,8 +179,8 @@ def validate(config: ConfigDict) -> None:
     # Imported here: listing and parsing configs must not wait for JAX.
     from training import components
 
-    for field in ("training.steps", "training.log_every", "training.checkpoint_every", "training.keep",
-                  "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
+    for field in ("training.steps", "training.accumulation", "training.log_every", "training.checkpoint_every",
+                  "training.keep", "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
                   "evaluation.batch_size"):
         _require(_get(config, field) >= 1, field, _get(config, field), "must be at least 1")
     for field in ("training.sample_every", "data.shift", "data.pad_to", "data.image_size"):

@@ -30,7 +30,7 @@ def follow(ema, trajectory, batch_size):
 
 @pytest.mark.parametrize("batch_size", [4, 10])
 def test_a_linear_trajectory_without_ramp(batch_size):
-    """p_n = a + b n. Geometric sums: average_n = a + b (n - d / (1 - d) (1 - d^(n - 1))), d = 2^(-batch / half-life)."""
+    """p_n = a + b n. Geometric sums: average_n = a + b (n - d / (1 - d) (1 - d^(n - 1))), d = 2^(-batch/half-life)."""
     ema, steps = EMA(half_lives=(8, 50, 300), ramp=NO_RAMP), 40
     a, b = np.array([1.0, -2.0]), np.array([0.5, 0.25])
     averages = follow(ema, [a + b * n for n in range(steps + 1)], batch_size)
@@ -68,7 +68,8 @@ def test_the_ramp_makes_the_half_life_a_fraction_of_the_images_seen(ramp):
 def test_the_ramp_ends_where_the_half_life_begins_to_be_the_smaller():
     """The decay of one step, at equation 1's two sides; before the first image there is nothing to average."""
     ema, half_life, batch_size = EMA(half_lives=(1000,), ramp=0.1), 1000, 10
-    decay = {step: float(ema.decay(half_life, jnp.asarray(step), batch_size)) for step in (0, 1, 999, 1000, 1001, 10**6)}
+    steps = (0, 1, 999, 1000, 1001, 10**6)
+    decay = {step: float(ema.decay(half_life, jnp.asarray(step), batch_size)) for step in steps}
     assert decay[0] == 0.0
     assert decay[1] == pytest.approx(2.0**-10)
     assert decay[999] < decay[1000]

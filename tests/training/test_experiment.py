@@ -1,7 +1,6 @@
 """What a config becomes: the same objects every time, a denoiser with a known closed form, the right average."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ def test_the_same_config_gives_the_same_state_and_another_seed_another(experimen
 
 
 def test_a_fresh_network_is_the_best_linear_denoiser(experiment):
-    """It returns 0, and then EDM's denoiser is c_skip x = d^2 / (sigma^2 + d^2) x, the Wiener filter for variance d^2."""
+    """It returns 0, and then EDM's denoiser is c_skip x = d^2 / (sigma^2 + d^2) x, Wiener's filter for variance d^2."""
     d, x = 0.7, jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
     t = jnp.linspace(0.1, 1.0, 5)
     sigma = np.asarray(experiment.process.sigma(t), np.float64)[:, None, None, None]

@@ -84,7 +84,7 @@ def test_an_evaluation_is_one_line_with_all_that_it_depends_on(run, tiny_config)
     expected = {"experiment": "tiny", "step": STEPS, "nfe": 2.0, "nfe_max": 2, "num_samples": COUNT, "seed": 0,
                 "ema_half_life": 100, "parameters_sha256": state_hash(state.ema["score"]["100"])}  # fmt: skip
     assert {name: record[name] for name in expected} == expected
-    assert record["sampler"]["name"] == "ddim" and record["sampler"]["steps"] == 2 and record["sampler"]["guidance"] == 1
+    assert [record["sampler"][field] for field in ("name", "steps", "guidance")] == ["ddim", 2, 1]
     for name in (f"fd_pixels_{COUNT}_test", f"kid_pixels_{COUNT}_test", "fd_ratio", "memorisation_ratio", "seconds"):
         assert np.isfinite(record[name]), name
     assert record["data"]["train"]["name"] == "digits" and record["data"]["train"]["split"] == "train"
@@ -115,7 +115,8 @@ def test_network_calls_are_counted(run, tiny_config, changes, nfe):
 def test_every_setting_of_sampling_has_its_own_folder(trained, tiny_config):
     experiment = build_experiment(tiny_config())
     changes = [{}, {"sampler.steps": 3}, {"sampler.eta": 0.5}, {"sampler.guidance": 2.0}, {"evaluation.seed": 1},
-               {"sampler.guidance": 2.0, "sampler.guidance_interval": (0.0, 1.0)}, {"sampler.grid": "karras"}]  # fmt: skip
+               {"sampler.guidance": 2.0, "sampler.guidance_interval": (0.0, 1.0)},
+               {"sampler.grid": "karras"}]  # fmt: skip
     names = [
         inference._name(dataclasses.replace(experiment, config=tiny_config(change)), STEPS, identity)
         for change in changes
@@ -167,11 +168,11 @@ def test_evaluating_what_is_not_there(tiny_config, tmp_path, run):
             mode(tiny_config(), str(missing))
         assert not missing.exists()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no run in workdir .*empty"):
+    with pytest.raises(FileNotFoundError, match=r"no run in workdir .*empty"):
         inference.evaluate(tiny_config(), str(tmp_path / "empty"))
     workdir, _ = run
     shutil.rmtree(workdir / "checkpoints")
-    with pytest.raises(FileNotFoundError, match="no checkpoint in .*checkpoints yet: train first"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*checkpoints yet: train first"):
         inference.evaluate(tiny_config(), str(workdir))
 
 
