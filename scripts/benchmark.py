@@ -62,19 +62,22 @@ def paired(a: Callable[[], Any], b: Callable[[], Any], n: int) -> tuple[float, f
     return (*np.median(seconds, axis=0), float(np.median(seconds[:, 0] / seconds[:, 1])))
 
 
-def experiment_config(width: int, batch_size: int) -> Any:
-    """A U-Net on 32x32 RGB images, as a config."""
+def image_experiment(quick: bool) -> tuple[Any, str]:
+    """A U-Net on 32x32 RGB images with batch 64; or, since that takes long to compile, a small DiT with batch 16."""
     from configs.base import get_config
+    from training.experiment import build_experiment
 
     config = get_config()
     config.data.source = "emoji"
-    config.data.batch_size = batch_size
+    config.data.batch_size = 16 if quick else 64
     config.data.flip = True
-    config.network.width = width
-    config.network.channel_multipliers = (1, 2)
-    config.network.blocks_per_level = 1
-    config.ema.half_lives = (50_000,)
-    return config
+    if quick:
+        options = {"name": "dit", "width": 64, "depth": 2, "num_heads": 2, "patch_size": 4}
+    else:
+        options = {"name": "unet", "width": 32, "channel_multipliers": (1, 2), "blocks_per_level": 1}
+    config.network.update(options)
+    case = f"{options['name']} 32x32 width {options['width']} batch {config.data.batch_size}"
+    return build_experiment(config), case
 
 
 def bare_step(experiment: Any) -> Callable[[Any, Any, Any, Any], Any]:
@@ -91,12 +94,10 @@ def bare_step(experiment: Any) -> Callable[[Any, Any, Any, Any], Any]:
 
 def step_suite(quick: bool) -> Iterator[Figure]:
     """The training loop's step against the bare step, on U-Net 32x32."""
-    from training.experiment import build_experiment
     from training.mesh import put_batch
 
-    width, batch_size, n = (16, 16, 10) if quick else (32, 64, 11)
-    case = f"unet 32x32 width {width} batch {batch_size}"
-    experiment = build_experiment(experiment_config(width, batch_size))
+    experiment, case = image_experiment(quick)
+    n = 30 if quick else 11
     full, bare = jax.jit(experiment.step(), donate_argnums=0), bare_step(experiment)
     state = experiment.initial_state()
     copy = jax.tree.map(jnp.copy, (state.params["score"], state.opt_state["score"]))
@@ -123,11 +124,10 @@ def step_suite(quick: bool) -> Iterator[Figure]:
 def sampling_suite(quick: bool) -> Iterator[Figure]:
     """DDIM against its network calls, each one compiled forward of the denoiser's network."""
     from samplers import DDIM
-    from training.experiment import build_experiment
 
-    width, batch_size, steps, n = (16, 16, 5, 10) if quick else (32, 64, 10, 11)
-    case = f"unet 32x32 width {width} batch {batch_size}, {steps} steps"
-    experiment = build_experiment(experiment_config(width, batch_size))
+    experiment, case = image_experiment(quick)
+    batch_size, steps, n = experiment.config.data.batch_size, 5 if quick else 10, 20 if quick else 11
+    case = f"{case}, {steps} steps"
     params, shape = experiment.params["score"], experiment.image_shape
     keys = jax.random.split(jax.random.key(0), batch_size)
     labels = jnp.arange(batch_size) % experiment.train.num_classes

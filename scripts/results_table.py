@@ -36,9 +36,9 @@ def metric_name(record: dict, title: str) -> str | None:
 
 def sampler_label(settings: dict) -> str:
     """Name and steps of a sampler, and whatever else is not its default: "ancestral 100 variance=large"."""
-    defaults = {**dataclasses.asdict(SAMPLERS[settings["name"]]()), "guidance": 1.0, "guidance_interval": [0.0, "Infinity"]}
+    defaults = dataclasses.asdict(SAMPLERS[settings["name"]]()) | {"guidance": 1.0, "guidance_interval": [0.0, "inf"]}
     other = [f"{name}={value}" for name, value in settings.items()
-             if name not in ("name", "steps") and str(value) != str(defaults[name]).replace("inf", "Infinity")]
+             if name not in ("name", "steps") and str(value).replace("Infinity", "inf") != str(defaults[name])]
     return " ".join([settings["name"], str(settings["steps"]), *other])
 
 

@@ -112,7 +112,6 @@ def _run(experiment: Experiment, workdir: Path, writer: MetricWriter, stop: Stop
                 state, metrics = step_function(state, {}, batch)
             step += 1
             if step == start + 1:
-                writer.start_tensorboard()
                 logging.info("Step %d is on its way after %s of start-up", step, duration(time.monotonic() - begin))
             window.add(metrics)
             progress(step)
@@ -127,6 +126,8 @@ def _run(experiment: Experiment, workdir: Path, writer: MetricWriter, stop: Stop
                 _save(checkpoints, step, state, experiment)
             if last or (training.sample_every and step % training.sample_every == 0):
                 draw_samples(experiment, sampling_params(experiment, state), writer, step)
+            if step == start + 1:
+                writer.start_tensorboard()  # last, since its imports would hold up all of the above
             if last:
                 break
     progress.close()

@@ -58,6 +58,22 @@ def test_dropout_is_on_with_a_key_and_only_then(experiment):
     assert not np.array_equal(drawn[0], denoise()) and not np.array_equal(drawn[0], drawn[2])
 
 
+def test_training_drops_units_and_labels_as_the_config_says(experiment, tiny_config):
+    """Same parameters, batch and key: the loss depends on either rate, so both are on in training."""
+    params, key = perturbed(experiment.params["score"]), jax.random.key(2)
+    batch = {name: jnp.asarray(value) for name, value in experiment.pipeline.batch(0).items()}
+
+    def loss(changes):
+        config = tiny_config({"network.dropout": 0.0, "objective.label_dropout": 0.0} | changes)
+        (update,) = build_experiment(config).updates
+        return float(jax.jit(update.loss)(params, {}, batch, key)[0])
+
+    plain = loss({})
+    assert abs(loss({"network.dropout": 0.5}) - plain) > 1e-3
+    assert abs(loss({"objective.label_dropout": 0.5}) - plain) > 1e-3
+    assert loss({}) == plain
+
+
 def test_guidance_is_that_of_the_config(experiment, tiny_config):
     """unlabelled + w (labelled - unlabelled), with "no class" the label after the last."""
     params = perturbed(experiment.params["score"])

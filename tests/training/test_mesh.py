@@ -57,6 +57,12 @@ def layouts(mesh):
     return {name: str(tuple(sharding.spec)) for name, sharding in state_sharding(mesh, tree).items()}
 
 
+def rows_by_device(experiment):
+    """[first, last + 1] of the rows of a batch that each device holds."""
+    image = put_batch({"image": experiment.pipeline.batch(0)["image"]}, experiment.mesh)["image"]
+    return [list(shard.index[0].indices(len(image))[:2]) for shard in image.addressable_shards]
+
+
 def child(folder, config_json):
     """On four devices: for each mesh the steps, and the checkpoint that one device wrote."""
     folder, report = Path(folder), {}
@@ -69,6 +75,7 @@ def child(folder, config_json):
         facts = {
             "mesh": dict(experiment.mesh.shape),
             "layouts": layouts(experiment.mesh),
+            "rows": sorted(rows_by_device(experiment)),
             "split": sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)),
             "restored_step": restored.step,
             "restored_hash": state_hash(restored.state),
@@ -112,6 +119,7 @@ def test_four_devices_learn_what_one_learns(fsdp, one_device, four_devices):
     facts = report[str(fsdp)]
     assert facts["mesh"] == {"data": 4 // fsdp, "fsdp": fsdp}
     assert (facts["split"] > 5) == (fsdp > 1)  # the parameters are really split
+    assert facts["rows"] == [[0, 4], [4, 8], [8, 12], [12, 16]]  # and so is the batch, over all of them
     assert facts["compiled"] == 1 and facts["kept_layout"]
     np.testing.assert_allclose(facts["loss"], losses, rtol=1e-5)
     initial = {f"params/{path}": leaf for path, leaf in named_leaves(experiment.params).items()}
