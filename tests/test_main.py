@@ -183,32 +183,24 @@ def test_the_list_of_configs_needs_neither_jax_nor_tensorflow():
 START = """
 import sys
 sys.path.insert(0, ".")
-from training import metric_writers, loop
+from training import loop
 from training.experiment import Experiment
-seen, make_step = [], Experiment.step
 
 def spying(self):
-    step = make_step(self)
-
     def spy(*arguments):
-        seen.append("tensorflow" in sys.modules)  # runs while the first step is traced
-        return step(*arguments)
+        print("traced", "tensorflow" in sys.modules)  # at the first step; compiling it would take long
+        raise SystemExit
 
     return spy
 
-def writer(directory):
-    seen.append("writer")
-    raise ImportError
-
-Experiment.step, metric_writers._clu_writer = spying, writer
+Experiment.step = spying
 from configs.digits import get_config
 from configs.base import validate
 config = get_config("dsm")
 config.update_from_flattened_dict({"network.width": 16, "network.depth": 1, "training.steps": 1,
     "optimizer.warmup_steps": 0, "sampler.steps": 2})
 validate(config)
-assert loop.train(config, sys.argv[1]) == 0
-print(seen)
+loop.train(config, sys.argv[1])
 """
 
 
@@ -216,4 +208,4 @@ def test_tensorflow_is_not_imported_before_the_first_step_is_on_its_way(tmp_path
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     ended = subprocess.run([sys.executable, "-c", START, str(tmp_path / "run")], cwd=ROOT, env=environment,
                            capture_output=True, text=True, timeout=200)  # fmt: skip
-    assert ended.stdout.splitlines()[-1] == "[False, 'writer']", ended.stdout + ended.stderr
+    assert ended.stdout.splitlines()[-1] == "traced False", ended.stdout + ended.stderr

@@ -12,10 +12,10 @@ from absl import logging
 import evaluation.features.classifier as classifier_module
 from data.base import array_source, gather
 from data.sources import open_source
+from evaluation.array_files import load_arrays
 from evaluation.base import Features
 from evaluation.distances import frechet_distance_of_features
 from evaluation.features import FEATURES
-from evaluation.array_files import load_arrays
 from evaluation.features.classifier import class_accuracy, class_coverage, train_or_load_classifier
 from evaluation.features.classifier_network import Recipe
 

@@ -1,4 +1,4 @@
-"""The two variances of DDPM are each exact, for any number of steps, on one kind of data [Ho et al. 2020, section 3.2]."""
+"""The two variances of DDPM are each exact, for any number of steps, on one kind of data [Ho et al. 2020, sec. 3.2]."""
 
 import jax
 import jax.numpy as jnp

@@ -19,7 +19,7 @@ from training.components import learning_rate
 from training.experiment import build_experiment
 from training.loop import train
 from training.manifest import state_hash
-from training.metric_writers import read_metrics
+from training.metric_writers import MetricWriter, read_metrics
 from training.workdir import read_config, read_json_lines
 
 # 1438 images in batches of 300: epochs end within the steps 5, 10, 15, 20; noise in data, labels, network and loss.
@@ -43,9 +43,9 @@ def numbers(workdir):
 
 
 class Spy:
-    """Watches the batches of a run: their ids, a signal or NaN at chosen ones."""
+    """Watches the batches of a run, counted from its start: their ids, a signal, NaN or an error at chosen ones."""
 
-    def __init__(self, monkeypatch, stop_at=None, number=signal.SIGTERM, poison=()):
+    def __init__(self, monkeypatch, *, stop_at=None, number=signal.SIGTERM, poison=(), fail_at=None):
         self.ids, self.placed = [], 0
         batches, put = loop._device_batches, loop.put_batch
 
@@ -60,6 +60,8 @@ class Spy:
         def placing(batch, mesh):
             if self.placed == stop_at:
                 os.kill(os.getpid(), number)
+            if self.placed == fail_at:
+                raise IndexError("as when the power fails")
             if self.placed in poison:
                 batch["image"][0, 0] = np.nan
             self.placed += 1
@@ -76,13 +78,17 @@ def straight(tiny_config, tmp_path_factory):
 
     workdir, config, compiled = tmp_path_factory.mktemp("straight"), tiny_config(RUN), []
 
+    def missing(directory):
+        compiled.append("tensorboard")  # called when the first step is on its way
+        raise ImportError
+
     class Compilations(logging.Handler):
         def emit(self, record):
             compiled.extend(re.findall(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage()))
 
     handler, dispatch = Compilations(), logging.getLogger("jax._src.dispatch")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_writers, "_clu_writer", lambda directory: pytest.fail("not in this test"))
+        patch.setattr(metric_writers, "_clu_writer", missing)
         spy = Spy(patch)
         dispatch.addHandler(handler)
         try:
@@ -96,8 +102,10 @@ def straight(tiny_config, tmp_path_factory):
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_step_is_compiled_once(straight):
-    assert straight[3].count("step") == 1
+def test_the_step_is_compiled_once_and_before_anything_of_tensorboard_is_loaded(straight):
+    compiled = straight[3]
+    assert compiled.count("step") == compiled.count("tensorboard") == 1
+    assert compiled.index("step") < compiled.index("tensorboard")
 
 
 def test_every_step_is_logged_with_its_learning_rate_and_epoch(straight):
@@ -156,43 +164,36 @@ def test_a_finished_run_is_left_alone(straight, caplog):
 # --- two pieces ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stop_at", "number", "code"), [(7, signal.SIGTERM, 143), (0, signal.SIGINT, 130)])
-def test_a_stopped_run_goes_on_to_the_bit(straight, stop_at, number, code, tmp_path, monkeypatch):
+def test_a_run_in_pieces_is_the_run_in_one_to_the_bit(straight, tmp_path, monkeypatch):
     """Parameters, optimiser, averages and counters, every logged number of every step, the ids of every batch. Dropout,
-    noise, label dropout and augmentation are on; the stop is within an epoch, or before the first step is compiled."""
+    noise, label dropout and augmentation are on. The pieces end with Ctrl-C before the first step is compiled, with
+    SIGTERM within an epoch, and, as after kill -9, with an error between two checkpoints."""
     workdir, config, ids, _ = straight
-    with monkeypatch.context() as patch:
-        first = Spy(patch, stop_at=stop_at, number=number)
-        assert train(config, str(tmp_path)) == code
-    assert Checkpoints(tmp_path / "checkpoints").latest_good_step() == stop_at  # no step is redone
-    assert list(numbers(tmp_path)) == list(range(1, stop_at + 1))
-    with monkeypatch.context() as patch:
-        second = Spy(patch)
-        assert train(config, str(tmp_path)) == 0
-    assert state_hash(final_state(config, tmp_path).state) == state_hash(final_state(config, workdir).state)
-    assert numbers(tmp_path) == numbers(workdir)
-    assert np.array_equal(np.stack(first.ids[:stop_at] + second.ids)[:STEPS], np.stack(ids)[:STEPS])
-    segments = [line["segment"] for line in read_json_lines(tmp_path / "metrics.jsonl")]
-    assert segments == [1] * stop_at + [2 if stop_at else 1] * (STEPS - stop_at)
 
+    def piece(code, **faults):
+        with monkeypatch.context() as patch:
+            spy = Spy(patch, **faults)
+            assert train(config, str(tmp_path)) == code
+        return spy.ids, Checkpoints(tmp_path / "checkpoints").latest_good_step()
 
-def test_a_run_whose_last_steps_are_lost_repeats_them_to_the_bit(straight, tmp_path, monkeypatch):
-    """As after kill -9: an error two steps after a checkpoint; the steps since then are logged again and equal."""
-    workdir, config, *_ = straight
-    with monkeypatch.context() as patch:
-        spy = Spy(patch)
-        put = loop.put_batch
-        patch.setattr(loop, "put_batch", lambda *args: put(*args) if spy.placed < 12 else [][0])
-        with pytest.raises(IndexError):
-            train(config, str(tmp_path))
+    _, saved = piece(130, stop_at=0, number=signal.SIGINT)
+    assert saved == 0 and not (tmp_path / "metrics.jsonl").exists()
+    first, saved = piece(143, stop_at=7)
+    assert saved == 7  # no step is redone
+    with pytest.raises(IndexError):
+        piece(None, fail_at=5)  # after step 12
     assert Checkpoints(tmp_path / "checkpoints").latest_good_step() == 10
-    assert train(config, str(tmp_path)) == 0
+    last, saved = piece(0)
+    assert saved == STEPS
     assert state_hash(final_state(config, tmp_path).state) == state_hash(final_state(config, workdir).state)
     lines = read_json_lines(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [*range(1, 13), *range(11, STEPS + 1)]
+    expected = [(1, step) for step in range(1, 8)] + [(2, step) for step in range(8, 13)]
+    assert [(line["segment"], line["step"]) for line in lines] == expected + [(3, n) for n in range(11, STEPS + 1)]
     reference = numbers(workdir)
-    for line in lines:  # the repeated ones, too
+    for line in lines:  # those of the steps that were done twice, too
         assert {name: value for name, value in line.items() if name not in TIMES} == reference[line["step"]]
+    assert np.array_equal(np.stack(first[:7]), np.stack(ids[:7]))
+    assert np.array_equal(np.stack(last[: STEPS - 10]), np.stack(ids[10:STEPS]))
 
 
 # --- updates that are not finite -------------------------------------------------------------------------------------
@@ -242,6 +243,7 @@ def numbers_last(workdir):
 def stopped_once(straight, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricWriter, "start_tensorboard", lambda self: None)
         Spy(patch, stop_at=3)
         assert train(straight[1], str(workdir)) == 143
     return workdir
