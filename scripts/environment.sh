@@ -13,7 +13,7 @@ find_python() {
   local candidate
   for candidate in "${PYTHON:-}" python3.12 python3.11 python3.13 python3 python; do
     # Run it: a shim of a version manager may be found and still not work.
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
@@ -27,7 +27,10 @@ make_environment() {
     python=$(find_python) || fail "no Python 3.11 or newer with the venv module was found. Install one (for example" \
       "'apt-get install python3.11-venv') or name it: PYTHON=/path/to/python $0"
     echo "Making .venv with $("$python" --version)"
-    "$python" -m venv .venv || fail ".venv could not be made with $python; is its venv module installed?"
+    "$python" -m venv .venv || {
+      rm -rf .venv # half of one would be taken for a whole one the next time
+      fail ".venv could not be made with $python; is its venv module installed?"
+    }
   fi
   stamp=.venv/installed-$requirements
   wanted=$(cat requirements*.txt | cksum)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from data.base import gather
 from data.images import to_uint8
 from diffusion.random import image_keys
+from evaluation.base import Features
 from evaluation.features.classifier import train_or_load_classifier
 from evaluation.figures import denoising_strip, image_grid, real_beside_generated, scatter_2d
 from evaluation.generate import Generated, InterruptedGeneration, generate, labels_of
@@ -99,7 +100,6 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
     with StopSignals() as stop:
         experiment, params, step, identity = _load(config, workdir)
         folder = Path(workdir).expanduser().absolute()
-        name = _name(experiment, step, identity)
         # First, since it also says whether these data can be measured at all.
         features = None
         if len(experiment.train.image_shape) == 3:
@@ -108,25 +108,35 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
         writer.start_tensorboard()
         try:
             generated = _generate(experiment, params, folder, step, identity, stop)
+            _measure(experiment, params, step, identity, generated, features, writer)
         except InterruptedGeneration as problem:
             logging.info("Stopped by a signal; %s", problem)
             return stop.exit_code
-        metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
-        pictures = _draw(experiment, params, generated, folder / "figures", name)
-        nfe = float(generated.nfe.mean())
-        if jax.process_index() == 0:
-            facts = {"step": step, "parameters_sha256": identity, "nfe": nfe, "nfe_max": int(generated.nfe.max()),
-                     "num_samples": len(generated.images), "seconds": generated.seconds,
-                     "pictures": [str(path.relative_to(folder)) for path in pictures]}
-            append_json_line(folder / "results.jsonl", facts | metrics | details | _provenance(experiment))
-        prefix = f"evaluate/{config.sampler.name}{nfe:.4g}"
-        writer.write_scalars(step, {f"{prefix}/{metric}": value for metric, value in metrics.items()})
-        writer.close()
-        for metric, value in metrics.items():
-            logging.info("%s = %.5g", metric, value)
-        logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, nfe, folder / "results.jsonl",
-                     ", ".join(str(path) for path in pictures))
+        finally:
+            writer.close()
         return 0
+
+
+def _measure(
+    experiment: Experiment, params: PyTree, step: int, identity: str, generated: Generated, features: Features | None,
+    writer: MetricWriter,
+) -> None:
+    """Numbers to results.jsonl, the metric writers and the log; pictures to figures/."""
+    folder, name = writer.workdir, _name(experiment, step, identity)
+    metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
+    pictures = _draw(experiment, params, generated, folder / "figures", name)
+    nfe = float(generated.nfe.mean())
+    if jax.process_index() == 0:
+        facts = {"step": step, "parameters_sha256": identity, "nfe": nfe, "nfe_max": int(generated.nfe.max()),
+                 "num_samples": len(generated.images), "seconds": generated.seconds,
+                 "pictures": [str(path.relative_to(folder)) for path in pictures]}
+        append_json_line(folder / "results.jsonl", facts | metrics | details | _provenance(experiment))
+    prefix = f"evaluate/{experiment.config.sampler.name}{nfe:.4g}"
+    writer.write_scalars(step, {f"{prefix}/{metric}": value for metric, value in metrics.items()})
+    for metric, value in metrics.items():
+        logging.info("%s = %.5g", metric, value)
+    logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, nfe, folder / "results.jsonl",
+                 ", ".join(str(path) for path in pictures))
 
 
 def _provenance(experiment: Experiment) -> dict[str, Any]:

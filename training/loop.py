@@ -19,13 +19,13 @@ from training import components
 from training.checkpointing import Checkpoints
 from training.experiment import Experiment, build_experiment, sampling_params
 from training.inference import draw_samples
-from training.manifest import environment_changes, state_hash
+from training.manifest import state_hash
 from training.mesh import put_batch
 from training.metric_writers import MetricWriter
 from training.preemption import StopSignals
 from training.progress import Progress, duration
 from training.state import TrainState
-from training.workdir import check_config, prepare_workdir
+from training.workdir import check_config, prepare_workdir, store_config
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -64,16 +64,18 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             check_config(folder, config.to_dict(), allow_change=allow_config_change, ignore=FREE_FIELDS)
             writer = MetricWriter(folder)
             try:
-                return _run(experiment, folder, writer, stop)
+                return _run(experiment, folder, writer, stop, allow_config_change)
             finally:
                 writer.close()
 
 
-def restore_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+def restore_state(
+    experiment: Experiment, checkpoints: Checkpoints, *, allow_other_data: bool = False
+) -> tuple[TrainState, int]:
     """The newest good state and the number of its step; the initial state and 0 for a new run.
 
     Raises:
-      ValueError: the checkpoint belongs to other data or another network.
+      ValueError: the checkpoint belongs to another network, or to other data and `allow_other_data` is False.
     """
     state = experiment.initial_state()
     restored = checkpoints.restore(state)
@@ -83,16 +85,20 @@ def restore_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[Tra
     different = [f"{k}: {stored.get(k)} (stored) != {now[k]} (now)" for k in now
                  if k != "process_count" and stored.get(k) != now[k]]
     if different:
-        raise ValueError(f"the data differ from those of checkpoint {restored.step}:\n  " + "\n  ".join(different))
-    for change in environment_changes(restored.meta["environment"]):
-        logging.warning("Not the environment of the checkpoint, results may differ in the last bits: %s", change)
+        text = f"the data differ from those of checkpoint {restored.step}:\n  " + "\n  ".join(different)
+        if not allow_other_data:
+            raise ValueError(text)
+        logging.warning("Change allowed: %s", text)
     return restored.state, restored.step
 
 
-def _run(experiment: Experiment, workdir: Path, writer: MetricWriter, stop: StopSignals) -> int:
+def _run(
+    experiment: Experiment, workdir: Path, writer: MetricWriter, stop: StopSignals, allow_config_change: bool
+) -> int:
     training = experiment.config.training
     checkpoints = Checkpoints(workdir / "checkpoints", keep=training.keep)
-    state, start = restore_state(experiment, checkpoints)
+    state, start = restore_state(experiment, checkpoints, allow_other_data=allow_config_change)
+    store_config(workdir, experiment.config.to_dict())  # only now: what does not fit must leave no trace
     _log_facts(experiment, state, start)
     if start >= training.steps:
         logging.info("Nothing to do: step %d of %d is saved in %s", start, training.steps, workdir)
@@ -101,7 +107,7 @@ def _run(experiment: Experiment, workdir: Path, writer: MetricWriter, stop: Stop
     step_function = jax.jit(experiment.step(), donate_argnums=0)
     progress = Progress(training.steps, start, make_lines=lambda: writer.progress_lines(training.steps))
     window = _Window(experiment, start)
-    begin, step = time.monotonic(), start
+    begin, step, stuck = time.monotonic(), start, False
     with experiment.pipeline.batches(start) as batches, jax.set_mesh(experiment.mesh):
         profile = _profiler(training.profile, workdir)
         for batch in _device_batches(batches, experiment):
@@ -121,9 +127,11 @@ def _run(experiment: Experiment, workdir: Path, writer: MetricWriter, stop: Stop
                 scalars = window.close(step)
                 writer.write_scalars(step, scalars)
                 progress.metrics(step, scalars)
-                _abort_if_stuck(scalars, experiment)
-            if step % training.checkpoint_every == 0 or last:
+                stuck = scalars["skipped_in_a_row"] >= training.max_skipped_in_a_row
+            if step % training.checkpoint_every == 0 or last or stuck:
                 _save(checkpoints, step, state, experiment)
+            if stuck:
+                raise _stuck_error(step, int(scalars["skipped_in_a_row"]), training.max_skipped_in_a_row)
             if last or (training.sample_every and step % training.sample_every == 0):
                 draw_samples(experiment, sampling_params(experiment, state), writer, step)
             if step == start + 1:
@@ -180,12 +188,13 @@ class _Window:
         return means
 
 
-def _abort_if_stuck(scalars: dict[str, float], experiment: Experiment) -> None:
-    limit = experiment.config.training.max_skipped_in_a_row
-    if scalars["skipped_in_a_row"] >= limit:
-        raise FloatingPointError(f"{scalars['skipped_in_a_row']:.0f} updates in a row were not finite (limit "
-                                 f"config.training.max_skipped_in_a_row = {limit}): the parameters before them are in "
-                                 "the last checkpoint. Lower config.optimizer.learning_rate, or look at the data.")
+def _stuck_error(step: int, skipped: int, limit: int) -> FloatingPointError:
+    # Batches, keys and noise are functions of (seed, step): the numbers of the steps say which they were.
+    return FloatingPointError(
+        f"{skipped} updates in a row, of steps {step - skipped + 1} to {step}, were not finite (limit "
+        f"config.training.max_skipped_in_a_row = {limit}); the parameters before them are saved as step {step}. Lower "
+        "config.optimizer.learning_rate, or look at the data of these steps (Pipeline.batch(step - 1))"
+    )
 
 
 def _profiler(enabled: bool, workdir: Path) -> Any:

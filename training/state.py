@@ -24,7 +24,7 @@ class TrainState:
       params: role -> parameters (float32).
       opt_state: role -> optax state.
       ema: role -> name of the average -> parameters.
-      skipped: int32 [], updates skipped so far because something was not finite.
+      skipped: int32 [], steps so far with an update that was skipped because something was not finite.
       skipped_in_a_row: the same, since the last good update.
     """
 

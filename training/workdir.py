@@ -52,7 +52,7 @@ def prepare_workdir(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_config(workdir: Path, current: dict, *, allow_change: bool = False, ignore: tuple[str, ...] = ()) -> None:
-    """Refuses to continue a run with another config than it was begun with; a new run gets `current` stored.
+    """Refuses to continue a run with another config than it was begun with. Writes nothing; see `store_config`.
 
     Args:
       workdir: of the run, locked by this process.
@@ -67,7 +67,6 @@ def check_config(workdir: Path, current: dict, *, allow_change: bool = False, ig
         if (workdir / CHECKPOINTS).is_dir() and any((workdir / CHECKPOINTS).iterdir()):
             raise ValueError(f"workdir {workdir} holds {CHECKPOINTS}/, but no {CONFIG}: it is not a run of this "
                              "project, or it lost its config. Choose another workdir.")
-        write_json_atomic(workdir / CONFIG, current)
         return
     lines = compare_config(stored, current, ignore)
     if lines:
@@ -75,7 +74,12 @@ def check_config(workdir: Path, current: dict, *, allow_change: bool = False, ig
         if not allow_change:
             raise ValueError(text)
         logging.warning("Change allowed: %s", text)
-    if compare_config(stored, current):
+
+
+def store_config(workdir: Path, current: dict) -> None:
+    """Stores the config of a run that has been found to fit it, unless the same is there."""
+    stored = read_config(workdir)
+    if stored is None or compare_config(stored, current):
         write_json_atomic(workdir / CONFIG, current)
 
 

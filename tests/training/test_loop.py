@@ -220,16 +220,17 @@ def test_too_many_bad_updates_in_a_row_end_the_run_and_lose_nothing(straight, ti
         with pytest.raises(FloatingPointError) as caught:
             train(config, str(tmp_path))
     message = str(caught.value)
-    assert message.startswith("4 updates in a row were not finite (limit config.training.max_skipped_in_a_row = 4)")
+    assert message.startswith("4 updates in a row, of steps 8 to 11, were not finite (limit "
+                              "config.training.max_skipped_in_a_row = 4)")
     assert "config.optimizer.learning_rate" in message and "\n" not in message
     assert spy.placed <= 12 and max(numbers(tmp_path)) == 11  # steps 8, 9, 10, 11 were bad
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest_good_step() == 10  # in the middle of the bad ones, and good all the same
+    assert checkpoints.latest_good_step() == 11  # the good parameters of step 7 are saved before the run gives up
     state = checkpoints.restore(build_experiment(config).initial_state()).state
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    assert (int(state.skipped), int(state.skipped_in_a_row)) == (3, 3)
+    assert (int(state.skipped), int(state.skipped_in_a_row)) == (4, 4)
     assert train(config, str(tmp_path)) == 0  # the data are good again
-    assert numbers_last(tmp_path)["skipped_updates"] == 3
+    assert numbers_last(tmp_path)["skipped_updates"] == 4
 
 
 def numbers_last(workdir):
@@ -278,6 +279,24 @@ def test_a_changed_config_is_refused_with_a_list_and_allowed_on_request(straight
     assert "Change allowed" in caplog.text
     assert "training.max_skipped_in_a_row: 50 (stored) != 9 (now)" in caplog.text
     assert read_config(stopped)["training"]["max_skipped_in_a_row"] == 9
+
+
+def test_an_allowed_change_that_does_not_fit_leaves_the_config(stopped, tiny_config):
+    """Another network cannot take the state: the run must stay what it was, and continue with its own config."""
+    stored = read_config(stopped)
+    with pytest.raises(ValueError, match=r"(?s)checkpoint .*/3 does not fit this run:.*kernel"):
+        train(tiny_config(RUN | {"network.width": 24}), str(stopped), allow_config_change=True)
+    assert read_config(stopped) == stored
+
+
+def test_another_batch_size_may_be_allowed(stopped, tiny_config, caplog):
+    """The position counts batches: the change is allowed on request, with a warning that lists it."""
+    changed = tiny_config(RUN | {"data.batch_size": 16})
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert train(changed, str(stopped), allow_config_change=True) == 0
+    listed = r"data differ from those of checkpoint 3:\n  batch_size: \d+ \(stored\) != 16 \(now\)"
+    assert re.search(listed, caplog.text)
+    assert read_config(stopped)["data"]["batch_size"] == 16
 
 
 def test_a_workdir_of_another_experiment_is_refused(stopped, tiny_config):

@@ -23,7 +23,7 @@ from training.manifest import named_leaves, state_hash
 from training.mesh import make_mesh, put_batch, state_sharding
 
 STEPS, FSDP = 3, (1, 2)
-CHANGES = {"data.batch_size": 16, "network.dropout": 0.0, "training.accumulation": 2}
+CHANGES = {"data.batch_size": 16, "network.dropout": 0.0, "training.accumulation": 2, "ema.half_lives": (100,)}
 
 
 def sgd_experiment(config):

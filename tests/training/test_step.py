@@ -280,7 +280,7 @@ def steep(params, others, batch, key):
     ("loss", "optimizer"),
     [
         (nan_value, optax.sgd(0.1)),  # the gradient is fine, the loss is not
-        (linear_loss, optax.scale(1e39)),  # the gradient is fine, the change is not
+        (linear_loss, optax.chain(optax.scale(1e30), optax.scale(1e30))),  # the gradient is fine, the change is not
         (linear_loss, optax.chain(optax.set_to_zero(), optax.add_decayed_weights(3e38), optax.scale(1e2))),
         (steep, optax.adam(1e-3)),  # the gradient is finite, its square is not: Adam would stand still for ever
     ],
