@@ -31,7 +31,7 @@ def dsm() -> ConfigDict:
 
 
 CONFIGS = {
-    "dsm": Preset(dsm, "denoising score matching, class-conditional MLP", "2 minutes on 2 CPU cores"),
+    "dsm": Preset(dsm, "denoising score matching, class-conditional MLP", "3 minutes on 2 CPU cores"),
 }
 
 

@@ -38,7 +38,7 @@ make_environment() {
     echo "Installing $requirements (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
       fail "the packages of $requirements could not be installed: see pip's message above. Without a network, install" \
-        "them into .venv from a local mirror (pip install --find-links DIR -r $requirements) and run $0 again."
+        "them into .venv from a folder of wheels (pip install --no-index --find-links DIR -r $requirements) and run $0 again."
     echo "$wanted" >"$stamp"
   fi
 }
