@@ -25,7 +25,7 @@ from training.state import TrainState, create_state
 from training.step import Step, make_step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Experiment:
     """What a config describes.
 

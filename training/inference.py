@@ -11,7 +11,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from training.workdir import append_json_line, compare_config, read_config
 STRIP_IMAGES, STRIP_STEPS, GRID_IMAGES = 10, 12, 100
 
 
+@lru_cache(maxsize=4)  # one function per experiment, so that it is traced and compiled once
 def sample_function(experiment: Experiment, *, keep_steps: bool = False) -> Callable[..., Samples]:
     """Jitted (params, keys, labels) -> Samples, spread over the mesh, cropped to the size of the data."""
     sampler = components.make_sampler(experiment.config)
