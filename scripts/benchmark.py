@@ -126,8 +126,8 @@ def sampling_suite(quick: bool) -> Iterator[Figure]:
     from samplers import DDIM
 
     experiment, case = image_experiment(quick)
-    batch_size, steps, n = experiment.config.data.batch_size, 5 if quick else 10, 20 if quick else 11
-    case = f"{case}, {steps} steps"
+    batch_size, steps, n = 16, 5, 20 if quick else 11
+    case = f"{case.split(' batch')[0]} batch {batch_size}, {steps} steps"
     params, shape = experiment.params["score"], experiment.image_shape
     keys = jax.random.split(jax.random.key(0), batch_size)
     labels = jnp.arange(batch_size) % experiment.train.num_classes
