@@ -202,8 +202,9 @@ def _name(experiment: Experiment, step: int, identity: str) -> str:
     config = experiment.config
     facts = {
         "parameters": identity, "sampler": components.sampler_settings(config), "seed": config.evaluation.seed,
-        "batch_size": config.evaluation.batch_size, "process": config.process.to_dict(),
-        "prediction": config.prediction, "environment": environment(),
+        "batch_size": config.evaluation.batch_size, "sigma_data": config.sigma_data, "prediction": config.prediction,
+        "process": config.process.to_dict(), "network": config.network.to_dict(), "image_shape": experiment.image_shape,
+        "environment": environment(), "code": _sampling_code_sha256(),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     sampler = components.make_sampler(config)
@@ -242,6 +243,15 @@ def _centre_crop(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return images
     top, left = ((n - m) // 2 for n, m in zip(images.shape[1:3], shape[:2]))
     return images[:, top : top + shape[0], left : left + shape[1]]
+
+
+def _sampling_code_sha256() -> str:
+    """Of the files that make an image: images on disk must not outlive a change of them, committed or not."""
+    digest = hashlib.sha256()
+    for folder in ("diffusion", "samplers"):
+        for path in sorted((Path(__file__).parent.parent / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git_revision() -> str | None:

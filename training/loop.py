@@ -25,7 +25,7 @@ from training.metric_writers import MetricWriter
 from training.preemption import StopSignals
 from training.progress import Progress, duration
 from training.state import TrainState
-from training.workdir import check_config, prepare_workdir, store_config
+from training.workdir import check_config, flat_config, prepare_workdir, store_config
 
 MAX_STEPS_IN_FLIGHT = 2
 
@@ -99,6 +99,7 @@ def _run(
     checkpoints = Checkpoints(workdir / "checkpoints", keep=training.keep)
     state, start = restore_state(experiment, checkpoints, allow_other_data=allow_config_change)
     store_config(workdir, experiment.config.to_dict())  # only now: what does not fit must leave no trace
+    writer.write_hparams(flat_config(experiment.config.to_dict()))
     _log_facts(experiment, state, start)
     if start >= training.steps:
         logging.info("Nothing to do: step %d of %d is saved in %s", start, training.steps, workdir)

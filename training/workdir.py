@@ -99,7 +99,7 @@ def read_config(workdir: Path) -> dict | None:
 
 def compare_config(stored: dict, current: dict, ignore: tuple[str, ...] = ()) -> list[str]:
     """Differences of two configs, as "training.steps: 2000 (stored) != 4000 (now)", in the order of the names."""
-    was, now = (_flat(_valid(config)) for config in (stored, current))
+    was, now = (flat_config(_valid(config)) for config in (stored, current))
     lines = []
     for name in sorted(was.keys() | now.keys()):
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
@@ -172,10 +172,12 @@ def _lock(descriptor: int, workdir: Path) -> None:
         logging.warning("%s cannot be locked (%s): start only one process per workdir", workdir, problem.strerror)
 
 
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
+def flat_config(config: dict, prefix: str = "") -> dict[str, Any]:
+    """{"training": {"steps": 5}} -> {"training.steps": 5}; an empty section stays a value."""
     flat = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        nested = isinstance(value, dict) and value
+        flat |= flat_config(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 

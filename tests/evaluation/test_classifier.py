@@ -15,7 +15,6 @@ from data.sources import open_source
 from evaluation.array_files import load_arrays
 from evaluation.base import Features
 from evaluation.distances import frechet_distance_of_features
-from evaluation.features import FEATURES
 from evaluation.features.classifier import class_accuracy, class_coverage, train_or_load_classifier
 from evaluation.features.classifier_network import Recipe
 
@@ -43,7 +42,7 @@ def digits():
 
 @pytest.fixture(scope="session")
 def digits_classifier(digits, tmp_path_factory):
-    return FEATURES["classifier"](digits["train"], digits["test"], tmp_path_factory.mktemp("digits"))
+    return train_or_load_classifier(digits["train"], digits["test"], tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -116,13 +117,22 @@ def test_every_setting_of_sampling_has_its_own_folder(trained, tiny_config):
     experiment = build_experiment(tiny_config())
     changes = [{}, {"sampler.steps": 3}, {"sampler.eta": 0.5}, {"sampler.guidance": 2.0}, {"evaluation.seed": 1},
                {"sampler.guidance": 2.0, "sampler.guidance_interval": (0.0, 1.0)},
-               {"sampler.grid": "karras"}]  # fmt: skip
+               {"sampler.grid": "karras"}, {"sigma_data": 0.5}, {"network.dtype": "bfloat16"},
+               {"process.sigma_max": 40.0}]  # fmt: skip
     names = [
         inference._name(dataclasses.replace(experiment, config=tiny_config(change)), STEPS, identity)
         for change in changes
         for identity in ("a", "b")
     ]
     assert len(set(names)) == len(names) and names[0].startswith("step24-ddim2-")
+
+
+def test_images_do_not_outlive_a_change_of_the_sampling_code(trained, tiny_config, monkeypatch):
+    experiment = build_experiment(tiny_config())
+    before = inference._name(experiment, STEPS, "a")
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path) + (b"#" if path.name == "ddim.py" else b""))
+    assert inference._name(experiment, STEPS, "a") != before
 
 
 def test_the_live_parameters_can_be_evaluated(run, tiny_config):
