@@ -1,7 +1,9 @@
-"""Flags -> mode -> one call. What happens is in training/loop.py (train) and training/inference.py (sample, evaluate).
+"""Flags -> mode -> one call. What happens is in training/loop.py (train), training/inference.py (sample)
+and training/evaluation.py (evaluate, reference).
 
   python main.py --config=configs/digits.py:dsm --workdir=runs/digits_dsm [--config.training.steps=2000 ...]
   python main.py --mode=evaluate --config=configs/digits.py:dsm --workdir=runs/digits_dsm --config.sampler.name=ddim
+  python main.py --mode=reference --config=configs/digits.py:dsm --workdir=runs/statistics
   python main.py --list_configs
 """
 
@@ -14,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 ROOT = Path(__file__).absolute().parent
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "reference")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples, results.")
@@ -64,9 +66,10 @@ def _run(argv: list[str]) -> int:
         from training.loop import train
 
         return train(_CONFIG.value, _WORKDIR.value, allow_config_change=_ALLOW.value)
-    from training import inference
+    from training import evaluation, inference
 
-    return {"sample": inference.sample, "evaluate": inference.evaluate}[_MODE.value](_CONFIG.value, _WORKDIR.value)
+    modes = {"sample": inference.sample, "evaluate": evaluation.evaluate, "reference": evaluation.reference}
+    return modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -165,8 +165,20 @@ def _evaluation() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of the generated images: image i is a function of (seed, i)
     c.num_samples = 1000  # images generated
+    c.ranges = 1  # so many times num_samples images are made and measured; three is the custom of EDM's papers
     c.batch_size = 256  # images generated at a time; does not change them
     c.ema = 0  # which average to sample from, an index into ema.half_lives; -1: the live parameters
+    c.features = ("classifier",)  # any of classifier, efflite0, inception, dinov2; points for toy2d
+    # Any of fd, fd_infinity, kid, precision_recall, density_coverage; with inception also sfd and inception_score, and
+    # fd is then FID, which may be asked for as fid.
+    c.metrics = ("fd", "kid")
+    c.reference = "test"  # what is compared with: the split train or test, or the path of a statistics file
+    c.memorisation = True  # also the distance to the nearest training images in pixels; holds all images in memory
+    c.inception_weights = ""  # file made by scripts/convert_inception.py; "": $INCEPTION_WEIGHTS
+    c.inception_sha256 = ""  # of that file; "": $INCEPTION_WEIGHTS_SHA256
+    c.inception_resize = "tf1"  # tf1 (the reference implementations), clean (clean-fid), torch (pytorch-fid)
+    c.dinov2_weights = ""  # dinov2_vitl14_pretrain.pth; "": $DINOV2_WEIGHTS
+    c.dinov2_sha256 = ""  # of that file; "": $DINOV2_WEIGHTS_SHA256
     return c
 
 
@@ -181,7 +193,7 @@ def validate(config: ConfigDict) -> None:
 
     for field in ("training.steps", "training.accumulation", "training.log_every", "training.checkpoint_every",
                   "training.keep", "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
-                  "evaluation.batch_size"):
+                  "evaluation.ranges", "evaluation.batch_size"):
         _require(_get(config, field) >= 1, field, _get(config, field), "must be at least 1")
     for field in ("training.sample_every", "data.shift", "data.pad_to", "data.image_size"):
         _require(_get(config, field) >= 0, field, _get(config, field), "must be at least 0")

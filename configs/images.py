@@ -41,6 +41,7 @@ def emoji() -> ConfigDict:
     c = _unet("emoji")
     c.network.attention_resolutions = (8, 16)
     c.evaluation.num_samples = 1700
+    c.evaluation.features = ("efflite0",)
     return c
 
 
@@ -52,6 +53,36 @@ def emoji_dit() -> ConfigDict:
     c.network.depth = 8
     c.network.patch_size = 4
     c.network.num_heads = 4
+    return c
+
+
+def _small_dit(source: str) -> ConfigDict:
+    """What two CPU cores train in less than an hour: small batches and patches of 4x4 pixels."""
+    c = _unet(source)
+    c.network = base_config().network
+    c.network.name = "dit"
+    c.network.width = 128
+    c.network.depth = 8
+    c.network.patch_size = 4
+    c.data.batch_size = 32
+    c.ema.half_lives = (10_000,)
+    c.training.steps = 2600
+    c.training.checkpoint_every = 500
+    c.training.sample_every = 1300
+    return c
+
+
+def mnist5k_small() -> ConfigDict:
+    c = _small_dit("mnist5k")
+    c.network.depth = 6
+    c.evaluation.num_samples = 1000
+    return c
+
+
+def emoji_small() -> ConfigDict:
+    c = _small_dit("emoji")
+    c.evaluation.num_samples = 1700
+    c.evaluation.features = ("efflite0",)
     return c
 
 
@@ -67,14 +98,20 @@ def cifar10() -> ConfigDict:
     c.training.steps = 400_000
     c.training.checkpoint_every = 10_000
     c.training.sample_every = 10_000
+    # For FID: --config.evaluation.features="('inception',)" and the weights, docs/evaluation.md.
+    c.evaluation.features = ("efflite0",)
+    c.evaluation.reference = "train"
     c.evaluation.num_samples = 50_000
     c.evaluation.batch_size = 500
+    c.evaluation.memorisation = False
     return c
 
 
 CONFIGS = {
     "mnist5k": Preset(mnist5k, "DSM, small U-Net, 28x28 MNIST digits", "not measured; hours on a CPU"),
     "fashion_mnist": Preset(fashion_mnist, "DSM, U-Net, 28x28 clothes", "not measured; meant for a GPU"),
+    "mnist5k_small": Preset(mnist5k_small, "DSM, small DiT, 28x28 MNIST digits", "TIME_MNIST on 2 CPU cores"),
+    "emoji_small": Preset(emoji_small, "DSM, small DiT, 32x32 RGB emoji", "TIME_EMOJI on 2 CPU cores"),
     "emoji": Preset(emoji, "DSM, U-Net, 32x32 RGB emoji", "not measured; meant for a GPU"),
     "emoji_dit": Preset(emoji_dit, "DSM, DiT, 32x32 RGB emoji", "not measured; meant for a GPU"),
     "cifar10": Preset(cifar10, "DSM with EDM's settings, U-Net, 32x32 RGB photographs", "not measured; meant for GPUs"),

@@ -21,6 +21,7 @@ def dsm() -> ConfigDict:
     c.training.checkpoint_every = 2500
     c.evaluation.num_samples = 10_000
     c.evaluation.batch_size = 5000
+    c.evaluation.features = ("points",)
     return c
 
 

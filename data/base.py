@@ -95,6 +95,11 @@ def gather(source: Source, indices: Int[np.ndarray, "b"]) -> dict[str, np.ndarra
     return {"image": images, "label": np.array([example["label"] for example in examples], np.int32)}
 
 
+def all_images(source: Source) -> Images:
+    """Every example of a split, stacked: [N, H, W, C] uint8 or [N, 2] float32."""
+    return gather(source, np.arange(len(source)))["image"]
+
+
 def array_source(
     images: Images,
     labels: Labels | None,

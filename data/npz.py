@@ -1,8 +1,9 @@
 """Read arrays from npz files that may be damaged or hostile: nothing is unpickled, nothing allocated on trust."""
 
+import contextlib
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +23,43 @@ def read_npz(path: Path, required: Iterable[str], optional: Iterable[str] = ()) 
       ValueError: not an npz file, a required array is missing, or one is damaged, holds objects or lies about its
         size. The message names the file.
     """
+    with _opened(path) as archive:
+        members = _members(archive)
+        missing = [name for name in required if name not in members]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}; it holds {', '.join(sorted(members)) or 'nothing'}")
+        names = [*required, *(name for name in optional if name in members)]
+        return {name: _read_member(archive, members[name], path.stat().st_size) for name in names}
+
+
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """(shape, type) of each array in the file, by name: what `read_npz` checks before it allocates, and no more.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_npz`, if that holds for any array.
+    """
+    with _opened(path) as archive:
+        size = path.stat().st_size
+        return {name: _read_header(archive, info, size) for name, info in _members(archive).items()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever goes wrong with it becomes a ValueError that names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            missing = [name for name in required if name not in members]
-            if missing:
-                raise ValueError(f"it lacks {', '.join(missing)}; it holds {', '.join(sorted(members)) or 'nothing'}")
-            names = [*required, *(name for name in optional if name in members)]
-            return {name: _read_member(archive, members[name], path.stat().st_size) for name in names}
+            yield archive
     except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path} as an npz file: {error}") from error
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_bytes: int) -> np.ndarray:
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_bytes: int) -> tuple[tuple[int, ...], np.dtype]:
     if info.file_size > MAX_COMPRESSION * file_bytes:
         raise ValueError(f"{info.filename} claims {info.file_size} bytes in a file of {file_bytes}")
     with archive.open(info) as stream:
@@ -58,6 +81,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_bytes: in
         raise ValueError(
             f"{info.filename} claims shape {shape} of {dtype}, {claimed} bytes, but has {info.file_size - header_bytes}"
         )
+    return shape, dtype
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file_bytes: int) -> np.ndarray:
+    _read_header(archive, info, file_bytes)
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_DESCRIPTION = "__description__"
+DESCRIPTION = "__description__"
 _SHA256 = "__sha256__"
 # What numpy and zipfile raise for damaged files; RuntimeError where a flipped bit claims encryption or patched data.
 _UNREADABLE = (
@@ -34,7 +34,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray], description: dict[str
     """Writes the file at `path`, in one step: another process sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     extra = {
-        _DESCRIPTION: np.array(json.dumps(description, sort_keys=True)),
+        DESCRIPTION: np.array(json.dumps(description, sort_keys=True)),
         _SHA256: np.array(content_hash(arrays, description)),
     }
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
@@ -60,7 +60,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        description = json.loads(str(arrays.pop(_DESCRIPTION)))
+        description = json.loads(str(arrays.pop(DESCRIPTION)))
         expected = str(arrays.pop(_SHA256))
     except FileNotFoundError:
         raise

@@ -5,43 +5,58 @@ surplus of the last one is dropped), and every finished batch is a file:
 
   <directory>/00000000-00000256.npz   image (uint8, or float32 points), nfe [n], seconds
 
-An interrupted generation goes on with the first missing file. Seconds are of the batch, without compilation.
+An interrupted generation goes on with the first missing file. Seconds are of the batch, without compilation. The images
+stay on disk: what measures them reads a batch at a time.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from data.images import to_uint8
 from diffusion.random import image_keys
 from evaluation.array_files import load_arrays, save_arrays
+from evaluation.one_pass import Interrupted
 
 
-class Generated(NamedTuple):
-    """Images of one sampler.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generated:
+    """Images of one sampler, read when they are asked for.
 
     Attributes:
-      images: [N, H, W, C] uint8, or [N, 2] float32 points.
+      read: (start, stop) -> those images, uint8 [stop - start, H, W, C], or float32 [stop - start, 2] for points.
       labels: [N], or None for unlabelled data.
       nfe: [N] network evaluations spent on each image.
       seconds: time of sampling, compilation not included.
     """
 
-    images: np.ndarray
+    read: Callable[[int, int], np.ndarray]
     labels: np.ndarray | None
     nfe: np.ndarray
     seconds: float
 
+    def __len__(self) -> int:
+        return len(self.nfe)
 
-class InterruptedGeneration(Exception):
-    """A stop request arrived; the finished batches are on disk."""
+    def part(self, start: int, stop: int) -> "Generated":
+        """Images start ... stop - 1 as a set of their own; `seconds` in proportion."""
+        labels = None if self.labels is None else self.labels[start:stop]
+        seconds = self.seconds * (stop - start) / len(self)
+        read = self.read
+        return Generated(
+            read=lambda first, last: read(start + first, start + last), labels=labels, nfe=self.nfe[start:stop],
+            seconds=seconds,
+        )
 
 
 def labels_of(indices: np.ndarray, num_classes: int) -> np.ndarray | None:
@@ -74,15 +89,15 @@ def generate(
       progress: told the number of images that are done.
 
     Raises:
-      InterruptedGeneration: after a stop request.
+      Interrupted: after a stop request.
       FloatingPointError: if an image is not finite.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    batches, compiled = [], None
+    nfe, seconds, compiled = [], 0.0, None
     for start in range(0, num_samples, batch_size):
         if stopped():
-            raise InterruptedGeneration(f"{start} of {num_samples} images are in {directory}")
-        path = directory / f"{start:08d}-{start + batch_size:08d}.npz"
+            raise Interrupted(f"{start} of {num_samples} images are in {directory}")
+        path = _path(directory, start, batch_size)
         batch = _read(path)
         if batch is None:
             indices = np.arange(start, start + batch_size)
@@ -91,16 +106,37 @@ def generate(
             if compiled is None:  # ahead of time, since its seconds are not the sampler's
                 compiled = sample.lower(params, keys, labels).compile()
             begin = time.perf_counter()
-            x0, nfe = jax.device_get(compiled(params, keys, labels)[:2])
-            batch = {"image": _stored(x0, start), "nfe": nfe, "seconds": np.float64(time.perf_counter() - begin)}
+            x0, calls = jax.device_get(compiled(params, keys, labels)[:2])
+            batch = {"image": _stored(x0, start), "nfe": calls, "seconds": np.float64(time.perf_counter() - begin)}
             if jax.process_index() == 0:
                 save_arrays(path, batch, {"seed": seed, "first": start})
-        batches.append(batch)
+        nfe.append(batch["nfe"])
+        seconds += float(batch["seconds"])
         progress(min(start + batch_size, num_samples))
-    images = np.concatenate([batch["image"] for batch in batches])[:num_samples]
-    nfe = np.concatenate([batch["nfe"] for batch in batches])[:num_samples]
-    seconds = float(sum(batch["seconds"] for batch in batches))
-    return Generated(images, labels_of(np.arange(num_samples), num_classes), nfe, seconds)
+    if jax.process_count() > 1:  # the files are written by the first process and read by all
+        multihost_utils.sync_global_devices(f"generated {directory}")
+    return Generated(
+        read=_reader(directory, batch_size), labels=labels_of(np.arange(num_samples), num_classes),
+        nfe=np.concatenate(nfe)[:num_samples], seconds=seconds,
+    )
+
+
+def _path(directory: Path, start: int, batch_size: int) -> Path:
+    return directory / f"{start:08d}-{start + batch_size:08d}.npz"
+
+
+def _reader(directory: Path, batch_size: int) -> Callable[[int, int], np.ndarray]:
+    """(start, stop) -> those images; the file read last is kept, since neighbours ask for it again."""
+
+    @lru_cache(maxsize=1)
+    def batch(start: int) -> np.ndarray:
+        return load_arrays(_path(directory, start, batch_size))[0]["image"]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        firsts = range(start // batch_size * batch_size, stop, batch_size)
+        return np.concatenate([batch(first)[max(start - first, 0) : stop - first] for first in firsts])
+
+    return read
 
 
 def _stored(x0: np.ndarray, start: int) -> np.ndarray:

@@ -15,6 +15,9 @@ from diffusion import SCHEDULES
 from diffusion.networks import NETWORKS, Apply, initialise
 from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
+from evaluation.features import FEATURES
+from evaluation.metrics import check_metrics
+from evaluation.resize import RESIZES
 from samplers import SAMPLERS
 from samplers.base import Sampler
 from scoring import OBJECTIVES
@@ -41,6 +44,44 @@ def check(config: ConfigDict) -> None:
     make_ema(config)
     optimizer(config)
     network_options(config)
+    check_evaluation(config)
+
+
+def check_evaluation(config: ConfigDict) -> None:
+    """Checks what config.evaluation says is measured, as far as that can be done without data and weights.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    section = config.evaluation
+    if not section.features or len({*section.features}) < len(section.features):
+        raise ValueError(f"config.evaluation.features = {tuple(section.features)} must name at least one extractor, "
+                         "each once")
+    for name in section.features:
+        known("evaluation.features", name, FEATURES)
+    try:
+        check_metrics(section.metrics, section.features, section.num_samples)
+    except ValueError as error:
+        raise ValueError(f"config.evaluation.metrics = {tuple(section.metrics)}: {error}") from error
+    known("evaluation.inception_resize", section.inception_resize, RESIZES)
+    if section.reference not in ("train", "test"):
+        if not section.reference.endswith(".npz"):
+            raise ValueError(f"config.evaluation.reference = '{section.reference}' must be train, test, or the path of "
+                             "an .npz file of statistics")
+        if len(section.features) > 1:
+            raise ValueError(f"config.evaluation.reference = '{section.reference}': a file holds the statistics of one "
+                             f"extractor, but config.evaluation.features = {tuple(section.features)}")
+
+
+def features_options(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The arguments of a pretrained extractor's loader."""
+    section = config.evaluation
+    if name == "inception":
+        return {"path": section.inception_weights or None, "sha256": section.inception_sha256 or None,
+                "resize": section.inception_resize}
+    if name == "dinov2":
+        return {"path": section.dinov2_weights or None, "sha256": section.dinov2_sha256 or None}
+    return {}
 
 
 def known(field: str, name: str, choices: Any) -> None:

@@ -1,19 +1,14 @@
-"""The modes `sample` and `evaluate`: a trained checkpoint -> images, numbers, pictures.
+"""The mode `sample`, and what evaluation needs too: a trained checkpoint -> images.
 
-Everything lands in the workdir:
-  generated/<name>/     numbered batches of images (evaluation/generate.py), and samples.npz with all of them
-  figures/<name>-*.png  real beside generated, and how one row of images emerges from noise
-  results.jsonl         one line per evaluation: every number with what it depends on
+  <workdir>/generated/<name>/   numbered batches of images (evaluation/generate.py), and samples.npz with all of them
 """
 
 import hashlib
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from data.base import gather
+from data.base import all_images
 from data.images import to_uint8
 from diffusion.random import image_keys
-from evaluation.base import Features
-from evaluation.features.classifier import train_or_load_classifier
-from evaluation.figures import denoising_strip, image_grid, real_beside_generated, scatter_2d
-from evaluation.generate import Generated, InterruptedGeneration, generate, labels_of
-from evaluation.metrics import all_images, evaluate_samples
+from evaluation.figures import image_grid, scatter_2d
+from evaluation.generate import Generated, generate, labels_of
+from evaluation.one_pass import Interrupted
 from samplers.base import Samples
 from training import components
 from training.checkpointing import Checkpoints
@@ -40,9 +33,9 @@ from training.mesh import batch_sharding
 from training.metric_writers import MetricWriter
 from training.preemption import StopSignals
 from training.progress import duration
-from training.workdir import append_json_line, compare_config, read_config
+from training.workdir import compare_config, read_config
 
-STRIP_IMAGES, STRIP_STEPS, GRID_IMAGES = 10, 12, 100
+GRID_IMAGES = 100
 
 
 @lru_cache(maxsize=4)  # one function per experiment, so that it is traced and compiled once
@@ -66,7 +59,7 @@ def sample_function(experiment: Experiment, *, keep_steps: bool = False) -> Call
 
 def draw_samples(experiment: Experiment, params: PyTree, writer: MetricWriter, step: int) -> None:
     """A picture of the first images during training; the same noise and labels at every step."""
-    x0 = np.asarray(_first_images(experiment, params, GRID_IMAGES).x0)
+    x0 = np.asarray(first_images(experiment, params, GRID_IMAGES).x0)
     if x0.ndim == 2:
         scatter_2d(writer.workdir / "images" / f"samples-{step:08d}.png", all_images(experiment.test)[: len(x0)], x0)
     else:
@@ -80,83 +73,26 @@ def sample(config: ConfigDict, workdir: str) -> int:
       FileNotFoundError, ValueError: no checkpoint, or one of another experiment.
     """
     with StopSignals() as stop:
-        experiment, params, step, identity = _load(config, workdir)
+        experiment, params, step, identity = load_run(config, workdir)
         folder = Path(workdir).expanduser().absolute()
         try:
-            generated = _generate(experiment, params, folder, step, identity, stop)
-        except InterruptedGeneration as problem:
+            generated = generate_images(
+                experiment, params, folder, step, identity, stop, count=config.evaluation.num_samples
+            )
+        except Interrupted as problem:
             logging.info("Stopped by a signal; %s", problem)
             return stop.exit_code
-        path = folder / "generated" / _name(experiment, step, identity) / "samples.npz"
-        arrays = {"arr_0": generated.images} | ({} if generated.labels is None else {"arr_1": generated.labels})
+        path = folder / "generated" / name_of(experiment, step, identity) / "samples.npz"
+        labels = {} if generated.labels is None else {"arr_1": generated.labels}
+        arrays = {"arr_0": generated.read(0, len(generated))} | labels
         partial_path = path.with_suffix(".partial.npz")
         np.savez_compressed(partial_path, **arrays)
         partial_path.replace(path)
-        logging.info("%d images, NFE %.4g: %s", len(generated.images), generated.nfe.mean(), path)
+        logging.info("%d images, NFE %.4g: %s", len(generated), generated.nfe.mean(), path)
         return 0
 
 
-def evaluate(config: ConfigDict, workdir: str) -> int:
-    """Generates, measures and draws; one line to results.jsonl. Returns the exit code. Raises as `sample`."""
-    with StopSignals() as stop:
-        experiment, params, step, identity = _load(config, workdir)
-        folder = Path(workdir).expanduser().absolute()
-        # First, since it also says whether these data can be measured at all.
-        features = None
-        if len(experiment.train.image_shape) == 3:
-            features = train_or_load_classifier(experiment.train, experiment.test, folder / "features")
-        writer = MetricWriter(folder)
-        writer.start_tensorboard()
-        try:
-            generated = _generate(experiment, params, folder, step, identity, stop)
-            _measure(experiment, params, step, identity, generated, features, writer)
-        except InterruptedGeneration as problem:
-            logging.info("Stopped by a signal; %s", problem)
-            return stop.exit_code
-        finally:
-            writer.close()
-        return 0
-
-
-def _measure(
-    experiment: Experiment, params: PyTree, step: int, identity: str, generated: Generated, features: Features | None,
-    writer: MetricWriter,
-) -> None:
-    """Numbers to results.jsonl, the metric writers and the log; pictures to figures/."""
-    folder, name = writer.workdir, _name(experiment, step, identity)
-    metrics, details = evaluate_samples(generated, experiment.train, experiment.test, features)
-    pictures = _draw(experiment, params, generated, folder / "figures", name)
-    nfe = float(generated.nfe.mean())
-    if jax.process_index() == 0:
-        facts = {"step": step, "parameters_sha256": identity, "nfe": nfe, "nfe_max": int(generated.nfe.max()),
-                 "num_samples": len(generated.images), "seconds": generated.seconds,
-                 "pictures": [str(path.relative_to(folder)) for path in pictures]}
-        append_json_line(folder / "results.jsonl", facts | metrics | details | _provenance(experiment))
-    prefix = f"evaluate/{experiment.config.sampler.name}{nfe:.4g}"
-    writer.write_scalars(step, {f"{prefix}/{metric}": value for metric, value in metrics.items()})
-    for metric, value in metrics.items():
-        logging.info("%s = %.5g", metric, value)
-    logging.info("%s, NFE %.4g: results in %s, pictures: %s", name, nfe, folder / "results.jsonl",
-                 ", ".join(str(path) for path in pictures))
-
-
-def _provenance(experiment: Experiment) -> dict[str, Any]:
-    """What a result depends on besides the checkpoint, ready for json."""
-    config = experiment.config
-    return {
-        "experiment": config.experiment,
-        "sampler": components.sampler_settings(config),
-        "seed": config.evaluation.seed,
-        "ema_half_life": None if config.evaluation.ema < 0 else int(config.ema.half_lives[config.evaluation.ema]),
-        "data": {"train": experiment.train.provenance, "test": experiment.test.provenance},
-        "config_sha256": hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest(),
-        "environment": environment(),
-        "git_revision": _git_revision(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, str]:
+def load_run(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, str]:
     """The experiment, the selected parameters of its newest checkpoint, the step and the parameters' hash."""
     # Imported here: the loop imports this module for its grids.
     from training.loop import FREE_FIELDS, restore_state
@@ -176,8 +112,8 @@ def _load(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, st
     return experiment, params, step, state_hash(params)
 
 
-def _generate(
-    experiment: Experiment, params: PyTree, folder: Path, step: int, identity: str, stop: StopSignals
+def generate_images(
+    experiment: Experiment, params: PyTree, folder: Path, step: int, identity: str, stop: StopSignals, *, count: int
 ) -> Generated:
     evaluation = experiment.config.evaluation
     if evaluation.batch_size % experiment.mesh.size:
@@ -187,17 +123,17 @@ def _generate(
     begin = time.monotonic()
 
     def progress(done: int) -> None:
-        left = (time.monotonic() - begin) / done * (evaluation.num_samples - done)
-        logging.info("%d of %d images, ETA %s", done, evaluation.num_samples, duration(left))
+        left = (time.monotonic() - begin) / done * (count - done)
+        logging.info("%d of %d images, ETA %s", done, count, duration(left))
 
     return generate(
-        function, params, folder / "generated" / _name(experiment, step, identity), seed=evaluation.seed,
-        num_samples=evaluation.num_samples, batch_size=evaluation.batch_size,
+        function, params, folder / "generated" / name_of(experiment, step, identity), seed=evaluation.seed,
+        num_samples=count, batch_size=evaluation.batch_size,
         num_classes=experiment.train.num_classes, stopped=lambda: stop.received is not None, progress=progress,
     )
 
 
-def _name(experiment: Experiment, step: int, identity: str) -> str:
+def name_of(experiment: Experiment, step: int, identity: str) -> str:
     """A name for these images: readable, with a hash of all that they depend on."""
     config = experiment.config
     facts = {
@@ -211,7 +147,7 @@ def _name(experiment: Experiment, step: int, identity: str) -> str:
     return f"step{step}-{config.sampler.name}{sampler.steps}-{digest}"
 
 
-def _first_images(experiment: Experiment, params: PyTree, count: int, *, keep_steps: bool = False) -> Samples:
+def first_images(experiment: Experiment, params: PyTree, count: int, *, keep_steps: bool = False) -> Samples:
     """Images 0 ... count - 1, on the host."""
     padded = -(-count // experiment.mesh.size) * experiment.mesh.size
     labels = labels_of(np.arange(padded), experiment.train.num_classes)
@@ -219,22 +155,6 @@ def _first_images(experiment: Experiment, params: PyTree, count: int, *, keep_st
     samples = jax.device_get(sample_function(experiment, keep_steps=keep_steps)(params, keys, labels))
     steps = None if samples.x0_steps is None else samples.x0_steps[:, :count]
     return samples._replace(x0=samples.x0[:count], nfe=samples.nfe[:count], x0_steps=steps)
-
-
-def _draw(experiment: Experiment, params: PyTree, generated: Generated, folder: Path, name: str) -> list[Path]:
-    """Real beside generated, and the strip from noise to image."""
-    test = gather(experiment.test, np.arange(len(experiment.test)))
-    grid, strip = folder / f"{name}-grid.png", folder / f"{name}-strip.png"
-    if len(experiment.test.image_shape) == 1:
-        scatter_2d(grid, test["image"][: len(generated.images)], generated.images)
-        return [grid]
-    labels = test["label"] if experiment.test.num_classes else None
-    real_beside_generated(grid, test["image"], generated.images, labels, generated.labels)
-    samples = _first_images(experiment, params, STRIP_IMAGES, keep_steps=True)
-    shown = np.unique(np.linspace(0, len(samples.t_steps) - 1, STRIP_STEPS).round().astype(int))
-    levels = np.exp(-0.5 * experiment.process.logsnr(np.asarray(samples.t_steps[shown], np.float64)))
-    denoising_strip(strip, to_uint8(samples.x0_steps[shown]), levels)
-    return [grid, strip]
 
 
 def _centre_crop(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -252,15 +172,3 @@ def _sampling_code_sha256() -> str:
         for path in sorted((Path(__file__).parent.parent / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _git_revision() -> str | None:
-    """The revision of the code, "+" if it was changed since; None outside a git checkout."""
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

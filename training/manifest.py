@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def environment() -> dict:
         "matmul_precision": str(jax.config.jax_default_matmul_precision),
         "enable_x64": bool(jax.config.jax_enable_x64),
     }
+
+
+def git_revision() -> str | None:
+    """The revision of the code, "+" if it was changed since; None outside a git checkout."""
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def environment_changes(stored: dict) -> list[str]:

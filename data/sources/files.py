@@ -1,4 +1,4 @@
-"""The user's own images: folder:<path> and npz:<path>."""
+"""The user's own images: folder:<path> and npz:<path>, and whole sets that are only measured."""
 
 import functools
 import hashlib
@@ -14,6 +14,7 @@ from data.images import read_image
 from data.npz import check_images, read_npz
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
 HELD_OUT = 0.1
 
 
@@ -135,6 +136,39 @@ def _check_sizes(source: FolderSource) -> None:
                 f"{source.root / file} has {size[0]}x{size[1]} pixels, but {source.files[0]} has {width}x{height}; "
                 "config.data.image_size=<pixels> crops and resizes"
             )
+
+
+def open_all_images(path: Path) -> FolderSource | ArraySource:
+    """All images of a folder or of an npz file, without labels and without splits: what somebody's model has made.
+
+    Raises:
+      FileNotFoundError: neither a folder nor a file.
+      ValueError: no images, images of several sizes or in several formats, or an unreadable file.
+    """
+    if path.is_dir():
+        files = _list_images(path)
+        if not files:
+            raise ValueError(f"{path} holds no images ({', '.join(SUFFIXES)})")
+        formats = sorted({_FORMATS[Path(file).suffix.lower()] for file in files})
+        if len(formats) > 1:
+            raise ValueError(f"{path} holds {' and '.join(formats)} images: compression changes what is measured, so a "
+                             "set must be of one format")  # fmt: skip
+        digest = hashlib.sha256()
+        for file in files:  # by content: what is measured of a folder is kept under this hash
+            digest.update(file.encode() + hashlib.sha256((path / file).read_bytes()).digest())
+        about = {"name": path.name, "path": str(path), "split": "all", "format": formats[0], "count": len(files),
+                 "sha256": digest.hexdigest(), "sha256_of": "relative paths and file contents"}  # fmt: skip
+        source = FolderSource(root=path, files=tuple(files), labels=(0,) * len(files), image_size=0, class_names=(),
+                              provenance=about)  # fmt: skip
+        _check_sizes(source)
+        return source
+    arrays = read_npz(path, (), ("images", "arr_0"))
+    images = arrays.get("images", arrays.get("arr_0"))
+    if images is None:
+        raise ValueError(f"{path} has no array `images` (or arr_0)")
+    check_images(path, "images", images, "labels", None)
+    return array_source(images, None, [], name=path.stem, path=str(path), split="all", split_rule="none", split_seed=0,
+                        format="npz")  # fmt: skip
 
 
 def open_npz(argument: str, split: str, *, path: str, image_size: int, seed: int) -> ArraySource:

@@ -9,7 +9,6 @@ then inflated. Its provenance states the training and the test accuracy, so that
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -24,15 +23,10 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from data.base import Source, gather
 from evaluation.array_files import content_hash, load_arrays, save_arrays
 from evaluation.features.classifier_network import DIMENSION, Recipe, abstract, train
+from evaluation.one_pass import feature_rows
 
 # Part of the cache's hash: raise it when a change of code changes what a trained classifier computes.
 _VERSION = 1
-_INFERENCE_BATCH = 256
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(graphdef: nnx.GraphDef, params: PyTree, images: Array) -> tuple[Array, Array]:
-    return nnx.merge(graphdef, params)(images)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,31 +46,16 @@ class Classifier:
     name: str = "classifier"
     dimension: int = DIMENSION
 
-    def features(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
-        """The 64 activations before the last dense layer, of images of 0..255.
+    def taps(self, params: PyTree, images: UInt8[Array, "n h w c"]) -> dict[str, Float[Array, "n _d"]]:
+        """"features": the 64 activations before the last dense layer; "logits": one per class.
 
         Raises:
-          ValueError: if the images are not uint8 of the trained shape.
+          ValueError: if the images are not of the trained shape.
         """
-        return self._run(images, 0, self.dimension)
-
-    def logits(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n classes"]:
-        """The unnormalised log-probability of each class. Raises as `features`."""
-        return self._run(images, 1, self.num_classes)
-
-    def _run(self, images: np.ndarray, output: int, width: int) -> np.ndarray:
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"the classifier takes uint8 images of shape {self.image_shape}, got {images.dtype} {images.shape[1:]}"
-            )
-        result = np.empty((len(images), width), np.float32)
-        for start in range(0, len(images), _INFERENCE_BATCH):
-            batch = images[start : start + _INFERENCE_BATCH]
-            # Always one shape: one compilation, and no row depends on how many others there are.
-            padded = np.zeros((_INFERENCE_BATCH, *self.image_shape), np.uint8)
-            padded[: len(batch)] = batch
-            result[start : start + len(batch)] = _forward(self.graphdef, self.params, padded)[output][: len(batch)]
-        return result
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"the classifier takes images of shape {self.image_shape}, got {images.shape[1:]}")
+        features, logits = nnx.merge(self.graphdef, params)(images)
+        return {"features": features, "logits": logits}
 
 
 def train_or_load_classifier(
@@ -144,10 +123,10 @@ def _train(
         num_classes=train_source.num_classes,
         provenance={},
     )
-    accuracies = {
-        f"{split}_accuracy": class_accuracy(classifier.logits(data["image"]), data["label"])["accuracy"]
-        for split, data in (("train", learned), ("test", unseen))
-    }
+    accuracies = {}
+    for split, data in (("train", learned), ("test", unseen)):
+        logits = feature_rows(classifier, data["image"], "logits")
+        accuracies[f"{split}_accuracy"] = class_accuracy(logits, data["label"])["accuracy"]
     provenance = {
         "name": "classifier",
         "hash": identifier,

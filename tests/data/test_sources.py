@@ -14,6 +14,11 @@ from data.sources.toy2d import MIXTURE_MEANS, MIXTURE_STD
 PACKAGED = ("digits", "mnist5k", "emoji", "toy2d:rings")
 
 
+def zipped(content: bytes) -> bytes:
+    """Without the time of day, which pytest would make part of the tests' names."""
+    return gzip.compress(content, mtime=0)
+
+
 def multiset(source):
     return sorted((image.tobytes(), int(label)) for image, label in zip(source.images, source.labels))
 
@@ -157,7 +162,7 @@ def idx_folder(tmp_path):
         labels = (np.arange(count) % 10).astype(np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
+            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(zipped(header + array.tobytes()))
         return images, labels
 
     return tmp_path, write("train", 24), write("t10k", 6)
@@ -185,13 +190,13 @@ def test_fashion_mnist_missing(tmp_path, monkeypatch):
     ("content", "message"),
     [
         (b"not gzip", "Not a gzipped file"),
-        (gzip.compress(b""), "starts with"),
-        (gzip.compress(bytes([0, 0, 8, 1]) + bytes(12)), "starts with 00000801, expected 00000803"),
-        (gzip.compress(bytes([0, 0, 13, 3]) + bytes(12)), "starts with 00000d03"),
-        (gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 6, 4, 3) + bytes(71)), "claims 72.*holds only 71"),
-        (gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 6, 4, 3) + bytes(73)), "claims 72.*holds more"),
-        (gzip.compress(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(9)), "holds only 9"),  # 2^96 values
-        (gzip.compress(bytes([0, 0, 8, 3]) + bytes(500))[:-12], "end-of-stream"),
+        (zipped(b""), "starts with"),
+        (zipped(bytes([0, 0, 8, 1]) + bytes(12)), "starts with 00000801, expected 00000803"),
+        (zipped(bytes([0, 0, 13, 3]) + bytes(12)), "starts with 00000d03"),
+        (zipped(bytes([0, 0, 8, 3]) + struct.pack(">3I", 6, 4, 3) + bytes(71)), "claims 72.*holds only 71"),
+        (zipped(bytes([0, 0, 8, 3]) + struct.pack(">3I", 6, 4, 3) + bytes(73)), "claims 72.*holds more"),
+        (zipped(bytes([0, 0, 8, 3]) + b"\xff" * 12 + bytes(9)), "holds only 9"),  # 2^96 values
+        (zipped(bytes([0, 0, 8, 3]) + bytes(500))[:-12], "end-of-stream"),
     ],
 )
 def test_damaged_idx(idx_folder, content, message):
@@ -204,10 +209,10 @@ def test_damaged_idx(idx_folder, content, message):
 def test_idx_of_other_lengths_or_labels(idx_folder):
     folder = idx_folder[0]
     file = folder / "t10k-labels-idx1-ubyte.gz"
-    file.write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", 5) + bytes(5)))
+    file.write_bytes(zipped(bytes([0, 0, 8, 1]) + struct.pack(">I", 5) + bytes(5)))
     with pytest.raises(ValueError, match="6 t10k images but 5 labels"):
         open_source("fashion_mnist", "test", path=str(folder))
-    file.write_bytes(gzip.compress(bytes([0, 0, 8, 1]) + struct.pack(">I", 6) + bytes([0, 1, 2, 10, 3, 4])))
+    file.write_bytes(zipped(bytes([0, 0, 8, 1]) + struct.pack(">I", 6) + bytes([0, 1, 2, 10, 3, 4])))
     with pytest.raises(ValueError, match=r"label 10 of example 3 of fashion_mnist \(test\) is outside 0\.\.9"):
         open_source("fashion_mnist", "test", path=str(folder))
 

@@ -17,6 +17,7 @@ from evaluation.base import Features
 from evaluation.distances import frechet_distance_of_features
 from evaluation.features.classifier import class_accuracy, class_coverage, train_or_load_classifier
 from evaluation.features.classifier_network import Recipe
+from evaluation.one_pass import feature_rows
 
 TINY = Recipe(minimum_steps=3, epochs=0, batch_size=16)
 
@@ -62,7 +63,7 @@ def warnings_logged(monkeypatch):
 
 def test_digits_are_classified(digits, digits_classifier):
     data = everything(digits["test"])
-    logits = digits_classifier.logits(data["image"])
+    logits = feature_rows(digits_classifier, data["image"], "logits")
     accuracy = class_accuracy(logits, data["label"])
     assert accuracy["accuracy"] >= 0.97
     assert min(accuracy["per_class"]) >= 0.85
@@ -71,7 +72,7 @@ def test_digits_are_classified(digits, digits_classifier):
 
 
 def test_training_images_look_like_new_images_to_the_features(digits, digits_classifier):
-    train, test = (digits_classifier.features(everything(digits[split])["image"]) for split in ("train", "test"))
+    train, test = (feature_rows(digits_classifier, everything(digits[split])["image"]) for split in ("train", "test"))
     random = np.random.default_rng(0)
     n = len(test) // 2
     seen, unseen = [], []
@@ -82,13 +83,13 @@ def test_training_images_look_like_new_images_to_the_features(digits, digits_cla
     assert np.mean(seen) < 1.3 * np.mean(unseen)
     # Control: the distance does see a difference in content: one pixel of shift.
     shifted = np.roll(everything(digits["test"])["image"], 1, axis=2)
-    assert frechet_distance_of_features(digits_classifier.features(shifted)[:n], test[-n:]) > 1.5 * np.mean(unseen)
+    assert frechet_distance_of_features(feature_rows(digits_classifier, shifted)[:n], test[-n:]) > 1.5 * np.mean(unseen)
 
 
 def test_it_is_a_feature_extractor(digits_classifier):
     assert isinstance(digits_classifier, Features)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-    features, logits = digits_classifier.features(images), digits_classifier.logits(images)
+    features, logits = feature_rows(digits_classifier, images), feature_rows(digits_classifier, images, "logits")
     assert features.dtype == np.float32
     assert features.shape == (5, digits_classifier.dimension)
     output = digits_classifier.params["output"]
@@ -98,10 +99,9 @@ def test_it_is_a_feature_extractor(digits_classifier):
 
 def test_a_row_depends_neither_on_the_others_nor_on_their_number(digits, digits_classifier):
     images = everything(digits["train"])["image"][:600]
-    whole = digits_classifier.features(images)
-    assert digits_classifier.features(images[:0]).shape == (0, 64)
+    whole = feature_rows(digits_classifier, images)
     for chosen in (slice(0, 1), slice(1, 8), slice(250, 263), slice(300, 600)):
-        np.testing.assert_allclose(digits_classifier.features(images[chosen]), whole[chosen], atol=1e-5)
+        np.testing.assert_allclose(feature_rows(digits_classifier, images[chosen]), whole[chosen], atol=1e-5)
     assert np.abs(whole[0] - whole[1]).max() > 0.1
 
 
@@ -116,8 +116,8 @@ def test_training_is_repeatable_and_the_cache_is_read(tiny, tmp_path, warnings_l
     assert file.stat().st_mtime_ns == before
     assert loaded.provenance == classifier.provenance
     images = everything(test)["image"]
-    np.testing.assert_array_equal(loaded.features(images), classifier.features(images))
-    np.testing.assert_array_equal(again.features(images), classifier.features(images))
+    np.testing.assert_array_equal(feature_rows(loaded, images), feature_rows(classifier, images))
+    np.testing.assert_array_equal(feature_rows(again, images), feature_rows(classifier, images))
     assert not warnings_logged
 
 
@@ -185,14 +185,14 @@ def test_colour_images_of_other_sizes(tmp_path):
     recipe = Recipe(minimum_steps=2, epochs=0, batch_size=8)
     train, test = stripes("train", 20, shape), stripes("test", 10, shape)
     classifier = train_or_load_classifier(train, test, tmp_path, recipe=recipe)
-    assert classifier.features(everything(test)["image"]).shape == (10, 64)
+    assert feature_rows(classifier, everything(test)["image"]).shape == (10, 64)
     assert classifier.provenance["train_count"] == 20
 
 
 def test_images_and_sources_that_do_not_fit_are_refused(tiny, tmp_path):
     classifier, _, train, _ = tiny
-    with pytest.raises(ValueError, match="takes uint8 images of shape"):
-        classifier.features(np.zeros((2, 9, 8, 1), np.uint8))
+    with pytest.raises(ValueError, match="takes images of shape"):
+        feature_rows(classifier, np.zeros((2, 9, 8, 1), np.uint8))
     with pytest.raises(ValueError, match="differ in image_shape"):
         train_or_load_classifier(train, stripes("test", 5, (8, 9, 1)), tmp_path)
     with pytest.raises(ValueError, match="differ in num_classes"):

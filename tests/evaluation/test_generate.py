@@ -13,7 +13,8 @@ from diffusion.networks import initialise
 from diffusion.process import GaussianProcess
 from diffusion.random import image_keys
 from diffusion.schedules import EDM
-from evaluation.generate import InterruptedGeneration, generate, labels_of
+from evaluation.generate import generate, labels_of
+from evaluation.one_pass import Interrupted
 from samplers.ancestral import Ancestral
 from samplers.base import Samples
 
@@ -47,6 +48,10 @@ def make(sample, folder, **changes):
     return generate(sample, {}, folder, **settings)
 
 
+def pixels(generated):
+    return generated.read(0, len(generated))
+
+
 @pytest.fixture(scope="module")
 def network_sample():
     """Four ancestral steps of a small random network, whose matrix products round by the batch they are in."""
@@ -71,14 +76,14 @@ def test_an_image_is_the_same_in_any_batch(network_sample, tmp_path):
                        num_classes=CLASSES)
         for size in (7, 16)
     }  # fmt: skip
-    first, second = (runs[size].images.astype(int) for size in (7, 16))
-    assert first.shape == (count, *SHAPE) and runs[7].images.dtype == np.uint8
+    first, second = (pixels(runs[size]).astype(int) for size in (7, 16))
+    assert first.shape == (count, *SHAPE) and pixels(runs[7]).dtype == np.uint8
     difference = np.abs(first - second)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
     assert len(np.unique(first.reshape(count, -1), axis=0)) == count and first.std() > 20  # they are not all alike
     other = generate(sample, params, tmp_path / "other", seed=SEED + 1, num_samples=count, batch_size=16,
                      num_classes=CLASSES)  # fmt: skip
-    assert (other.images != runs[16].images).mean() > 0.5
+    assert (pixels(other) != pixels(runs[16])).mean() > 0.5
     assert (runs[7].nfe == 4).all() and runs[7].nfe.shape == (count,) and runs[7].seconds > 0
 
 
@@ -88,10 +93,22 @@ def test_image_i_has_key_and_label_i(tmp_path):
     generated = make(sample, tmp_path)
     keys = jax.random.key_data(image_keys(SEED, jnp.arange(12))).tolist()
     assert [key for call in sample.calls for key in call] == keys
-    assert generated.labels.tolist() == [i % CLASSES for i in range(10)] and len(generated.images) == 10
+    assert generated.labels.tolist() == [i % CLASSES for i in range(10)] and len(generated) == 10
     assert generated.nfe.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     levels = np.float32([key[0] % 100 / 100 for key in keys[:10]])
-    assert np.array_equal(generated.images[:, 0, 0, 0], to_uint8(levels[:, None, None, None])[:, 0, 0, 0])
+    assert np.array_equal(pixels(generated)[:, 0, 0, 0], to_uint8(levels[:, None, None, None])[:, 0, 0, 0])
+
+
+def test_any_part_can_be_read(tmp_path):
+    """Across the borders of files, and of a part of its own: that is what ranges of images are."""
+    whole = make(Fake(), tmp_path)
+    every = pixels(whole)
+    for start, stop in ((0, 1), (3, 5), (4, 8), (2, 10), (9, 10)):
+        assert np.array_equal(whole.read(start, stop), every[start:stop])
+    part = whole.part(3, 9)
+    assert len(part) == 6 and part.labels.tolist() == whole.labels[3:9].tolist()
+    assert np.array_equal(part.read(1, 6), every[4:9]) and part.nfe.tolist() == whole.nfe[3:9].tolist()
+    assert part.seconds == pytest.approx(0.6 * whole.seconds)
 
 
 def test_labels():
@@ -101,29 +118,29 @@ def test_labels():
 def test_unlabelled_points_stay_what_they_are(tmp_path):
     points = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
     generated = make(Fake(points), tmp_path, num_samples=7, num_classes=0)
-    assert generated.labels is None and np.array_equal(generated.images, points[:7])
+    assert generated.labels is None and np.array_equal(pixels(generated), points[:7])
 
 
 def test_an_interrupted_generation_goes_on_where_it_stopped(tmp_path):
     whole = make(Fake(), tmp_path / "whole")
     sample, answers, done = Fake(), iter([False, True]), []
-    with pytest.raises(InterruptedGeneration, match="4 of 10 images are in"):
+    with pytest.raises(Interrupted, match="4 of 10 images are in"):
         make(sample, tmp_path / "cut", stopped=lambda: next(answers), progress=done.append)
     assert len(sample.calls) == 1 and done == [4]
     again = Fake()
     generated = make(again, tmp_path / "cut", progress=done.append)
     assert len(again.calls) == 2 and again.calls[0] != sample.calls[0] and done == [4, 4, 8, 10]
-    assert np.array_equal(generated.images, whole.images) and np.array_equal(generated.nfe, whole.nfe)
+    assert np.array_equal(pixels(generated), pixels(whole)) and np.array_equal(generated.nfe, whole.nfe)
     nothing = Fake()
-    assert np.array_equal(make(nothing, tmp_path / "cut").images, whole.images) and nothing.calls == []
+    assert np.array_equal(pixels(make(nothing, tmp_path / "cut")), pixels(whole)) and nothing.calls == []
     more = Fake()  # what is there is part of a larger set
-    assert np.array_equal(make(more, tmp_path / "cut", num_samples=16).images[:10], whole.images)
+    assert np.array_equal(pixels(make(more, tmp_path / "cut", num_samples=16))[:10], pixels(whole))
     assert len(more.calls) == 1
 
 
 def test_a_stop_before_the_first_batch_makes_nothing(tmp_path):
     sample = Fake()
-    with pytest.raises(InterruptedGeneration, match="0 of 10"):
+    with pytest.raises(Interrupted, match="0 of 10"):
         make(sample, tmp_path, stopped=lambda: True)
     assert sample.calls == [] and list(tmp_path.iterdir()) == []
 
@@ -143,7 +160,7 @@ def test_a_damaged_file_is_made_again(tmp_path):
         paths[1].write_bytes(bad)
         sample.calls.clear()
         generated = make(sample, tmp_path)
-        assert np.array_equal(generated.images, whole.images) and np.array_equal(generated.nfe, whole.nfe)
+        assert np.array_equal(pixels(generated), pixels(whole)) and np.array_equal(generated.nfe, whole.nfe)
         assert len(sample.calls) <= 1
         redone += len(sample.calls)
     assert redone > 0.6 * len(damaged)

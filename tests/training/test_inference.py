@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffusion.random import image_keys
-from training import inference, metric_writers
+from training import evaluation, inference, metric_writers
 from training.checkpointing import Checkpoints
 from training.experiment import build_experiment
 from training.loop import train
@@ -22,18 +22,22 @@ from training.workdir import read_json_lines
 
 pytestmark = pytest.mark.usefixtures("no_tensorboard", "pixel_features")
 STEPS, COUNT = 24, 20
+MODES = {"sample": inference.sample, "evaluate": evaluation.evaluate}
 
 
 class Pixels:
-    name, dimension, provenance = "pixels", 4, {"name": "pixels"}
+    name, dimension, provenance, params = "pixels", 4, {"name": "pixels", "weights_sha256": "0"}, ()
 
-    def features(self, images):
-        return images.reshape(len(images), 4, -1).mean(axis=2) / 255.0
+    def taps(self, params, images):
+        return {"features": images.reshape(len(images), 4, -1).astype(jnp.float32).mean(axis=2) / 255}
+
+
+PIXELS = Pixels()  # one, so that it is compiled once
 
 
 @pytest.fixture
 def pixel_features(monkeypatch):
-    monkeypatch.setattr(inference, "train_or_load_classifier", lambda *arguments: Pixels())
+    monkeypatch.setattr(evaluation, "train_or_load_classifier", lambda *arguments: PIXELS)
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +83,27 @@ def test_sample_writes_all_images_of_the_chosen_average(run, tiny_config):
 def test_an_evaluation_is_one_line_with_all_that_it_depends_on(run, tiny_config):
     workdir, state = run
     config = tiny_config()
-    assert inference.evaluate(config, str(workdir)) == 0
+    assert evaluation.evaluate(config, str(workdir)) == 0
     record = only(read_json_lines(workdir / "results.jsonl"))
     json.loads((workdir / "results.jsonl").read_text(), parse_constant=pytest.fail)  # no bare NaN or Infinity
     expected = {"experiment": "tiny", "step": STEPS, "nfe": 2.0, "nfe_max": 2, "num_samples": COUNT, "seed": 0,
                 "ema_half_life": 100, "parameters_sha256": state_hash(state.ema["score"]["100"])}  # fmt: skip
     assert {name: record[name] for name in expected} == expected
     assert [record["sampler"][field] for field in ("name", "steps", "guidance")] == ["ddim", 2, 1]
-    for name in (f"fd_pixels_{COUNT}_test", f"kid_pixels_{COUNT}_test", "fd_ratio", "memorisation_ratio", "seconds"):
-        assert np.isfinite(record[name]), name
+    names = {f"fd{COUNT}_test_pixels", f"fd{COUNT}_test_pixels_of_train", f"fd{COUNT}_test_pixels_ratio",
+             f"kid{COUNT}_test_pixels", "memorisation_ratio"}  # fmt: skip
+    assert record["metrics"].keys() == names and np.isfinite(list(record["metrics"].values())).all()
+    assert record["ranges"] == [{"first": 0, "metrics": record["metrics"]}]
+    assert record["details"]["pixels"]["reference"]["split"] == "test" and record["quantisation"].startswith("floor(")
     assert record["data"]["train"]["name"] == "digits" and record["data"]["train"]["split"] == "train"
     assert record["environment"]["jax"] == jax.__version__ and len(record["config_sha256"]) == 64
-    for picture in record["pictures"]:
+    assert record["pictures"].keys() == {"samples", "grid", "strip"}
+    for picture in record["pictures"].values():
         assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
     # Again: the images are taken from disk, and the numbers are the same.
     batches = sorted(workdir.glob("generated/*/0*.npz"))
     times = [path.stat().st_mtime_ns for path in batches]
-    assert len(batches) == 3 and inference.evaluate(config, str(workdir)) == 0
+    assert len(batches) == 3 and evaluation.evaluate(config, str(workdir)) == 0
     assert [path.stat().st_mtime_ns for path in batches] == times
     again = read_json_lines(workdir / "results.jsonl")[1]
     assert {k: v for k, v in again.items() if k != "time"} == {k: v for k, v in record.items() if k != "time"}
@@ -120,7 +128,7 @@ def test_every_setting_of_sampling_has_its_own_folder(trained, tiny_config):
                {"sampler.grid": "karras"}, {"sigma_data": 0.5}, {"network.dtype": "bfloat16"},
                {"process.sigma_max": 40.0}]  # fmt: skip
     names = [
-        inference._name(dataclasses.replace(experiment, config=tiny_config(change)), STEPS, identity)
+        inference.name_of(dataclasses.replace(experiment, config=tiny_config(change)), STEPS, identity)
         for change in changes
         for identity in ("a", "b")
     ]
@@ -129,16 +137,16 @@ def test_every_setting_of_sampling_has_its_own_folder(trained, tiny_config):
 
 def test_images_do_not_outlive_a_change_of_the_sampling_code(trained, tiny_config, monkeypatch):
     experiment = build_experiment(tiny_config())
-    before = inference._name(experiment, STEPS, "a")
+    before = inference.name_of(experiment, STEPS, "a")
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path) + (b"#" if path.name == "ddim.py" else b""))
-    assert inference._name(experiment, STEPS, "a") != before
+    assert inference.name_of(experiment, STEPS, "a") != before
 
 
 def test_the_live_parameters_can_be_evaluated(run, tiny_config):
     workdir, state = run
     config = tiny_config({"evaluation.ema": -1, "evaluation.num_samples": 8})
-    assert inference.evaluate(config, str(workdir)) == 0
+    assert evaluation.evaluate(config, str(workdir)) == 0
     record = only(read_json_lines(workdir / "results.jsonl"))
     assert record["parameters_sha256"] == state_hash(state.params["score"]) and record["ema_half_life"] is None
 
@@ -153,11 +161,11 @@ def test_a_stop_keeps_the_batches_and_writes_no_result(run, tiny_config, mode, m
 
     with monkeypatch.context() as patch:
         patch.setattr(inference, "generate", stopping)
-        assert getattr(inference, mode)(tiny_config(), str(workdir)) == 143
+        assert MODES[mode](tiny_config(), str(workdir)) == 143
     first = only(workdir.glob("generated/*/*.npz"))
     time = first.stat().st_mtime_ns
     assert not (workdir / "results.jsonl").exists() and not (workdir / "figures").exists()
-    assert getattr(inference, mode)(tiny_config(), str(workdir)) == 0
+    assert MODES[mode](tiny_config(), str(workdir)) == 0
     assert first.stat().st_mtime_ns == time
     assert len(list(workdir.glob("generated/*/0*.npz"))) == 3
 
@@ -173,17 +181,17 @@ def test_padding_is_cut_off_again(tiny_config):
 
 def test_evaluating_what_is_not_there(tiny_config, tmp_path, run):
     missing = tmp_path / "missing"
-    for mode in (inference.sample, inference.evaluate):
+    for mode in MODES.values():
         with pytest.raises(FileNotFoundError, match=f"no run in workdir {missing}: train one first, with --mode=train"):
             mode(tiny_config(), str(missing))
         assert not missing.exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no run in workdir .*empty"):
-        inference.evaluate(tiny_config(), str(tmp_path / "empty"))
+        evaluation.evaluate(tiny_config(), str(tmp_path / "empty"))
     workdir, _ = run
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*checkpoints yet: train first"):
-        inference.evaluate(tiny_config(), str(workdir))
+        evaluation.evaluate(tiny_config(), str(workdir))
 
 
 @pytest.mark.parametrize(
@@ -197,5 +205,5 @@ def test_evaluating_what_is_not_there(tiny_config, tmp_path, run):
 )
 def test_the_weights_of_another_experiment_are_refused(trained, tiny_config, changes, line):
     with pytest.raises(ValueError) as caught:
-        inference.evaluate(tiny_config(changes), str(trained[0]))
+        evaluation.evaluate(tiny_config(changes), str(trained[0]))
     assert f"workdir {trained[0]} holds another experiment:\n  {line}" in str(caught.value)
