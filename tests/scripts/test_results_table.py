@@ -19,22 +19,21 @@ def script():
     return module
 
 
-def record(name="heun", steps=18, fd=2.5, **changes):
+def record(name="heun", steps=18, fd=2.5, nfe=35.0, **changes):
     settings = {"heun": SETTINGS, "ancestral": {"grid": "uniform", "guidance": 1.0}}[name]
     return {
+        "experiment": "digits",
         "sampler": {"name": name, "steps": steps, **settings},
-        "nfe": 35.0,
-        "num_samples": 1797,
-        "seconds": 1.26,
-        "fd_ratio": 1.25,
-        "fd_classifier_1438_test_of_train": 2.0,
-        "fd_classifier_1438_test": fd,
-        "kid_classifier_1438_test": 0.00123,
-        "kid_std": 0.5,
-        "class_accuracy": 0.987,
-        "class_accuracy_per_class": [0.9] * 10,
-        "memorisation_ratio": 0.944,
-        "pictures": [f"figures/{name}-grid.png"],
+        "nfe": nfe,
+        "num_samples": 1000,
+        "seconds": 1.25,
+        "metrics": {
+            "fd1k_test_classifier": fd,
+            "fd1k_test_classifier_of_train": 2.0,
+            "kid1k_test_classifier": -0.00123,
+            "class_accuracy": 0.987,
+        },
+        "pictures": {"samples": f"figures/{name}-samples.png"},
     } | changes
 
 
@@ -44,39 +43,48 @@ def run(script, capsys, workdir, records):
     return code, capsys.readouterr()
 
 
-def test_one_row_per_sampler_with_the_newest_result(script, capsys, tmp_path):
+def cells(line):
+    """The name, and the numbers, of a line of the table."""
+    name, *numbers = line.split("  ")
+    return name.strip(), [number.strip() for number in numbers if number.strip()]
+
+
+def test_one_column_per_sampler_with_the_newest_result(script, capsys, tmp_path):
     records = [record(fd=9.0), record("ancestral", 100, nfe=100.0, fd=3.25), record(fd=2.5)]
     code, (out, err) = run(script, capsys, tmp_path, records)
-    lines = out.splitlines()
+    lines = out.split("\n\n")[0].splitlines()
     assert code == 0 and err == ""
-    columns = "sampler NFE FD FD of train FD ratio KID class accuracy memorisation ratio seconds"
-    assert lines[0].split() == columns.split()
-    rows = [line.split() for line in lines[1:3]]
-    assert rows[0][:2] == ["heun", "18"] and rows[1][:2] == ["ancestral", "100"]
-    assert rows[0][-8:] == ["35", "2.50", "2.00", "1.25", "0.0012", "98.7%", "0.94", "1.3"]
-    assert rows[1][-8:-5] == ["100", "3.25", "2.00"]
-    assert len({len(line) for line in lines[:3]}) == 1  # aligned
-    assert "fd_classifier_1438_test and kid_classifier_1438_test" in out and "sampling 1797 images" in out
+    assert cells(lines[0]) == ("", ["ancestral 100", "heun 18"])
+    assert dict(map(cells, lines[1:])) == {
+        "NFE": ["100", "35"],
+        "seconds per image": ["0.001250", "0.001250"],
+        "fd1k_test_classifier": ["3.250", "2.500"],
+        "fd1k_test_classifier_of_train": ["2", "2"],
+        "kid1k_test_classifier": ["-0.001230"] * 2,
+        "class_accuracy": ["0.9870", "0.9870"],
+    }
+    assert len({len(line) for line in lines}) == 1  # aligned
     for name in ("heun", "ancestral"):
-        assert str(tmp_path / "figures" / f"{name}-grid.png") in out
+        assert str(tmp_path / "figures" / f"{name}-samples.png") in out
 
 
-def test_settings_tell_rows_apart(script, capsys, tmp_path):
+def test_settings_tell_columns_apart(script, capsys, tmp_path):
     guided = record()
     guided["sampler"] = guided["sampler"] | {"guidance": 2.0}
     code, (out, _) = run(script, capsys, tmp_path, [record(), guided])
-    rows = out.splitlines()[1:3]
-    assert code == 0 and "guidance=2.0" in rows[1] and "guidance" not in rows[0]
+    assert code == 0 and cells(out.splitlines()[0])[1] == ["heun 18", "heun 18 guidance=2.0"]
 
 
 def test_what_a_result_does_not_have_is_a_dash(script, capsys, tmp_path):
-    """Unlabelled data, points, values that are not finite, and a line that a kill has torn."""
-    bare = {name: value for name, value in record().items() if "class" not in name}
-    bare |= {"fd_points_1000_test": "NaN", "kid_points_1000_test": 0.5}
-    (tmp_path / "results.jsonl").write_text(json.dumps(bare) + '\n{"sampler": {"na')
+    """Other metrics, values that are not finite, no pictures, and a line that a kill has torn."""
+    bare = record("ancestral", 10, metrics={"fd1k_test_classifier": "NaN", "kid1k_test_classifier": 0.5})
+    del bare["pictures"]
+    text = "\n".join(json.dumps(line) for line in (record(), bare)) + '\n{"sampler": {"na'
+    (tmp_path / "results.jsonl").write_text(text)
     assert script.main(["results_table.py", str(tmp_path)]) == 0
-    cells = capsys.readouterr().out.splitlines()[1].split()
-    assert cells[-8:] == ["35", "-", "-", "1.25", "0.5000", "-", "0.94", "1.3"]
+    lines = dict(map(cells, capsys.readouterr().out.split("\n\n")[0].splitlines()))
+    assert lines["fd1k_test_classifier"] == ["NaN", "2.500"]
+    assert lines["class_accuracy"] == ["\N{EN DASH}", "0.9870"]
 
 
 def test_without_results_there_is_one_line(script, capsys, tmp_path):
