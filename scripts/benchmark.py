@@ -3,6 +3,8 @@
   step       a whole training step (data, update, EMA, finite check, metrics) over the compiled forward + backward +
              optimiser of the same network on one fixed batch
   sampling   DDIM over NFE times one compiled forward
+  evaluation Frechet distance at 2048 dimensions; accumulation of moments over Inception's own time; and, where torch
+             and torch-fidelity are installed, Inception against theirs on the same images
   start_up   seconds from `python main.py` to the first finished step: cold, and with the compilation cache warm
 
   python scripts/benchmark.py --suite=step            one suite
@@ -13,6 +15,7 @@ ratio are taken in turn, A B A B ..., and the ratio is the median over the pairs
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -150,6 +153,70 @@ def sampling_suite(quick: bool) -> Iterator[Figure]:
     yield figure("sampling", case, "DDIM / forwards", ratio, n)
 
 
+def evaluation_suite(quick: bool) -> Iterator[Figure]:
+    """FID's parts, on random images and random weights: neither changes the work."""
+    from evaluation.distances import frechet_distance
+    from evaluation.features.inception import inception_from_weights
+    from evaluation.features.inception_weights import random_weights
+    from evaluation.moments import accumulate, moments, new_accumulator
+    from training.mesh import make_mesh
+
+    draw = np.random.default_rng(0)
+    width = 512 if quick else 2048
+    sets = [moments(draw.gamma(0.5, size=(2 * width, width)).astype(np.float32)) for _ in range(2)]
+    seconds = [_seconds(lambda: frechet_distance(*sets)) for _ in range(3)]
+    yield figure("evaluation", f"{width} dimensions, full rank", "seconds of a Frechet distance", np.median(seconds), 3)
+
+    batch, n = (4, 3) if quick else (16, 7)
+    images = draw.integers(0, 256, (batch, 64, 64, 3), np.uint8)
+    weights = random_weights(0)
+    inception = inception_from_weights(weights)
+    features = jax.jit(lambda params, images: inception.taps(params, images)["features"])
+    add = jax.jit(accumulate, donate_argnums=0)
+    rows, mask, shift = features(inception.params, images), jnp.ones(batch), jnp.zeros(2048)
+    slots = {"sums": new_accumulator(2048, make_mesh())}
+
+    def run_accumulate() -> Any:
+        slots["sums"] = add(slots["sums"], rows, mask, shift)
+        return slots["sums"].count
+
+    case = f"Inception, batch {batch}"
+    extra, feature_seconds, ratio = paired(run_accumulate, lambda: features(inception.params, images), n)
+    yield figure("evaluation", case, "images per second", batch / feature_seconds, n)
+    yield figure("evaluation", case, "seconds to accumulate a batch", extra, n)
+    yield figure("evaluation", case, "accumulation / features", ratio, n)
+    theirs = torch_fidelity_features(weights)
+    if theirs is None:
+        print("torch-fidelity and torch 2.13 are not installed: no comparison with them", file=sys.stderr)
+        return
+    _, seconds, ratio = paired(lambda: features(inception.params, images), lambda: theirs(images), n)
+    yield figure("evaluation", case, "images per second of torch-fidelity", batch / seconds, n)
+    yield figure("evaluation", case, "throughput / torch-fidelity's", 1 / ratio, n)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def torch_fidelity_features(weights: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any] | None:
+    """torch-fidelity's extractor with these weights, uint8 [n, h, w, c] -> features; None where it is not installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "torch_fidelity")):
+        return None
+    import torch
+
+    from scripts.record_fixtures import channels_first, torch_fidelity_inception
+
+    extractor = torch_fidelity_inception(["2048"], weights)
+
+    def features(images: np.ndarray) -> Any:
+        with torch.inference_mode():
+            return extractor(channels_first(images))[0].numpy()
+
+    return features
+
+
 def start_up_suite(quick: bool) -> Iterator[Figure]:
     """Wall-clock of a new process until one training step is finished, by polling its metrics."""
     n = 1 if quick else 3
@@ -178,7 +245,7 @@ def _seconds_to_first_step(workdir: Path) -> float:
         process.wait()
 
 
-SUITES = {"step": step_suite, "sampling": sampling_suite, "start_up": start_up_suite}
+SUITES = {"step": step_suite, "sampling": sampling_suite, "evaluation": evaluation_suite, "start_up": start_up_suite}
 
 
 def main() -> None:
