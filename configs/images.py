@@ -72,9 +72,17 @@ def _small_dit(source: str) -> ConfigDict:
     return c
 
 
-def mnist5k_small() -> ConfigDict:
-    c = _small_dit("mnist5k")
-    c.network.depth = 6
+def mnist5k_mlp() -> ConfigDict:
+    c = base_config()
+    c.data.source = "mnist5k"
+    c.sigma_data = 0.6
+    c.network.name = "mlp"
+    c.network.width = 512
+    c.network.depth = 4
+    c.network.dropout = 0.1
+    c.training.steps = 8000
+    c.training.checkpoint_every = 1000
+    c.sampler.steps = 18
     c.evaluation.num_samples = 1000
     return c
 
@@ -110,7 +118,7 @@ def cifar10() -> ConfigDict:
 CONFIGS = {
     "mnist5k": Preset(mnist5k, "DSM, small U-Net, 28x28 MNIST digits", "not measured; hours on a CPU"),
     "fashion_mnist": Preset(fashion_mnist, "DSM, U-Net, 28x28 clothes", "not measured; meant for a GPU"),
-    "mnist5k_small": Preset(mnist5k_small, "DSM, small DiT, 28x28 MNIST digits", "TIME_MNIST on 2 CPU cores"),
+    "mnist5k_mlp": Preset(mnist5k_mlp, "DSM, MLP, 28x28 MNIST digits", "TIME_MNIST on 2 CPU cores"),
     "emoji_small": Preset(emoji_small, "DSM, small DiT, 32x32 RGB emoji", "TIME_EMOJI on 2 CPU cores"),
     "emoji": Preset(emoji, "DSM, U-Net, 32x32 RGB emoji", "not measured; meant for a GPU"),
     "emoji_dit": Preset(emoji_dit, "DSM, DiT, 32x32 RGB emoji", "not measured; meant for a GPU"),

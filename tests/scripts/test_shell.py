@@ -113,10 +113,10 @@ def test_packages_are_installed_once_and_again_when_the_list_changes(installed):
 def test_quickstart_trains_evaluates_and_shows_commands_that_are_valid(installed):
     _, calls = installed
     commands = [call.split()[1:] for call in calls("quickstart", "--config.training.steps=1000") if "pip" not in call]
-    assert commands[-1] == ["scripts/results_table.py", "runs/digits_dsm"]
-    assert [word for command in commands[:-1] for word in command if word.startswith("--mode=")] == [
-        "--mode=train", *["--mode=evaluate"] * (len(commands) - 2)]  # fmt: skip
-    for command in commands[:-1]:
+    assert commands[-2:] == [[f"scripts/{name}.py", "runs/digits_dsm"] for name in ("results_table", "report")]
+    assert [word for command in commands[:-2] for word in command if word.startswith("--mode=")] == [
+        "--mode=train", *["--mode=evaluate"] * (len(commands) - 3)]  # fmt: skip
+    for command in commands[:-2]:
         assert command[0] == "main.py"
         flags = dict(word.removeprefix("--").split("=", 1) for word in command[1:])
         assert flags.pop("mode") in main.MODES and flags.pop("workdir") == "runs/digits_dsm"

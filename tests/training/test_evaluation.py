@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,39 +11,11 @@ from evaluation import one_pass
 from evaluation.distances import frechet_distance
 from evaluation.moments import moments
 from evaluation.references import read_reference
-from training import evaluation, inference, metric_writers
-from training.loop import train
+from training import evaluation, inference
 from training.workdir import read_json_lines
 
 pytestmark = pytest.mark.usefixtures("no_tensorboard", "pixel_features")
 COUNT = 20
-
-
-class Pixels:
-    name, dimension, provenance, params = "pixels", 4, {"name": "pixels", "weights_sha256": "0"}, ()
-
-    def taps(self, params, images):
-        return {"features": images.reshape(len(images), 4, -1).astype(jnp.float32).mean(axis=2) / 255}
-
-
-PIXELS = Pixels()  # one, so that it is compiled once
-
-
-@pytest.fixture
-def pixel_features(monkeypatch):
-    monkeypatch.setattr(evaluation, "train_or_load_classifier", lambda *arguments: PIXELS)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_config, tmp_path_factory):
-    def missing(directory):
-        raise ImportError
-
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_writers, "_clu_writer", missing)
-        assert train(tiny_config({"training.log_every": 24, "evaluation.ranges": 3}), str(workdir)) == 0
-    return workdir
 
 
 @pytest.fixture
@@ -68,7 +39,8 @@ def generated(workdir):
 
 
 def vectors(images):
-    return np.asarray(PIXELS.taps((), images)["features"], np.float64)
+    """What conftest's extractor makes of images, in float64: the means of quarters."""
+    return images.reshape(len(images), 4, -1).mean(axis=2) / 255
 
 
 def test_three_ranges_are_three_sets_of_images(workdir, tiny_config):
@@ -157,10 +129,10 @@ def test_reference_files_give_the_numbers_of_the_split(workdir, tiny_config, tmp
     }
 
 
-def test_a_reference_of_another_extractor_is_refused(workdir, tiny_config, tmp_path, monkeypatch):
+def test_a_reference_of_another_extractor_is_refused(workdir, tiny_config, tmp_path, monkeypatch, pixels):
     assert evaluation.reference(tiny_config(), str(tmp_path)) == 0
     config = tiny_config({"evaluation.reference": str(tmp_path / "reference-classifier-test.npz")})
-    monkeypatch.setattr(PIXELS, "provenance", {"name": "pixels", "weights_sha256": "1"})
+    monkeypatch.setattr(pixels, "provenance", {"name": "pixels", "weights_sha256": "1"})
     with pytest.raises(ValueError, match="cannot be compared: weights_sha256 is 1 of the samples, but 0 of"):
         evaluation.evaluate(config, str(workdir))
     missing = tiny_config({"evaluation.reference": str(tmp_path / "missing.npz")})

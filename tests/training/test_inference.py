@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from diffusion.random import image_keys
-from training import evaluation, inference, metric_writers
+from training import evaluation, inference
 from training.checkpointing import Checkpoints
 from training.experiment import build_experiment
-from training.loop import train
 from training.manifest import state_hash
 from training.workdir import read_json_lines
 
@@ -25,38 +24,11 @@ STEPS, COUNT = 24, 20
 MODES = {"sample": inference.sample, "evaluate": evaluation.evaluate}
 
 
-class Pixels:
-    name, dimension, provenance, params = "pixels", 4, {"name": "pixels", "weights_sha256": "0"}, ()
-
-    def taps(self, params, images):
-        return {"features": images.reshape(len(images), 4, -1).astype(jnp.float32).mean(axis=2) / 255}
-
-
-PIXELS = Pixels()  # one, so that it is compiled once
-
-
 @pytest.fixture
-def pixel_features(monkeypatch):
-    monkeypatch.setattr(evaluation, "train_or_load_classifier", lambda *arguments: PIXELS)
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_config, tmp_path_factory):
-    def missing(directory):
-        raise ImportError
-
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_writers, "_clu_writer", missing)
-        assert train(tiny_config({"training.log_every": 24}), str(workdir)) == 0
-    state = Checkpoints(workdir / "checkpoints").restore(build_experiment(tiny_config()).initial_state()).state
-    return workdir, state
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    """A copy of the trained run."""
-    return shutil.copytree(trained[0], tmp_path / "run"), trained[1]
+def run(trained, tiny_config, tmp_path):
+    """A copy of the trained run, and its state."""
+    state = Checkpoints(trained / "checkpoints").restore(build_experiment(tiny_config()).initial_state()).state
+    return shutil.copytree(trained, tmp_path / "run"), state
 
 
 def only(paths):
@@ -205,5 +177,5 @@ def test_evaluating_what_is_not_there(tiny_config, tmp_path, run):
 )
 def test_the_weights_of_another_experiment_are_refused(trained, tiny_config, changes, line):
     with pytest.raises(ValueError) as caught:
-        evaluation.evaluate(tiny_config(changes), str(trained[0]))
-    assert f"workdir {trained[0]} holds another experiment:\n  {line}" in str(caught.value)
+        evaluation.evaluate(tiny_config(changes), str(trained))
+    assert f"workdir {trained} holds another experiment:\n  {line}" in str(caught.value)
