@@ -8,7 +8,7 @@
   start_up   seconds from `python main.py` to the first finished step: cold, and with the compilation cache warm
 
   python scripts/benchmark.py --suite=step            one suite
-  python scripts/benchmark.py --suite=all --quick     all of them, smaller, in under a minute
+  python scripts/benchmark.py --suite=all --quick     all of them, smaller, in about a minute
 
 Prints one JSON line per figure (suite, case, metric, value, n, hardware), then a table. Times of the two sides of a
 ratio are taken in turn, A B A B ..., and the ratio is the median over the pairs, since machines drift.
@@ -251,7 +251,7 @@ SUITES = {"step": step_suite, "sampling": sampling_suite, "evaluation": evaluati
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=[*SUITES, "all"], default="all")
-    parser.add_argument("--quick", action="store_true", help="smaller cases: all suites in under a minute")
+    parser.add_argument("--quick", action="store_true", help="smaller cases: all suites in about a minute")
     arguments = parser.parse_args()
     figures = []
     for name in SUITES if arguments.suite == "all" else [arguments.suite]:
