@@ -109,7 +109,7 @@ CONFIGS = {
     "mnist5k": Preset(mnist5k, "DSM, small U-Net, 28x28 MNIST digits", "not measured; hours on a CPU"),
     "fashion_mnist": Preset(fashion_mnist, "DSM, U-Net, 28x28 clothes", "not measured; meant for a GPU"),
     "mnist5k_mlp": Preset(mnist5k_mlp, "DSM, MLP, 28x28 MNIST digits", "9 minutes on 2 CPU cores"),
-    "emoji_small": Preset(emoji_small, "DSM, small DiT, 32x32 RGB emoji", "36 minutes on 2 CPU cores"),
+    "emoji_small": Preset(emoji_small, "DSM, small DiT, 32x32 RGB emoji", "30 to 40 minutes on 2 CPU cores"),
     "emoji": Preset(emoji, "DSM, U-Net, 32x32 RGB emoji", "not measured; meant for a GPU"),
     "emoji_dit": Preset(emoji_dit, "DSM, DiT, 32x32 RGB emoji", "not measured; meant for a GPU"),
     "cifar10": Preset(cifar10, "DSM with EDM's settings, U-Net, 32x32 RGB photographs", "not measured; meant for GPUs"),

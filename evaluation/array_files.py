@@ -1,16 +1,15 @@
 """A file of results: arrays and a JSON description in one npz, written atomically and checked by content when read."""
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from evaluation.files import write_whole
 
 DESCRIPTION = "__description__"
 _SHA256 = "__sha256__"
@@ -32,22 +31,11 @@ def content_hash(arrays: dict[str, np.ndarray], description: dict[str, Any]) -> 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], description: dict[str, Any]) -> None:
     """Writes the file at `path`, in one step: another process sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     extra = {
         DESCRIPTION: np.array(json.dumps(description, sort_keys=True)),
         _SHA256: np.array(content_hash(arrays, description)),
     }
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays, **extra)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_whole(path, lambda file: np.savez(file, **arrays, **extra))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -3,36 +3,18 @@
 Small images are enlarged by whole pixels, never smoothed, so that what is seen is what was generated.
 """
 
-import contextlib
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+
+from evaluation.files import write_whole
 
 _DPI = 160
 _INK = "#222222"
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers too.
 _REAL, _GENERATED = "#0072B2", "#E69F00"
-
-
-def _write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file in one step: a reader sees the old picture or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private, a result is to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
 
 
 def _default_scale(side: int) -> int:
@@ -78,7 +60,7 @@ def save_grid(
     from PIL import Image
 
     grid = Image.fromarray(image_grid(images, columns, scale=scale))
-    _write(path, lambda file: grid.save(file, format="png"))
+    write_whole(path, lambda file: grid.save(file, format="png"))
 
 
 def _figure(width: float, height: float):
@@ -92,7 +74,7 @@ def _figure(width: float, height: float):
 
 
 def _save_figure(path: str | Path, figure) -> None:
-    _write(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
 
 
 def _place(figure, picture: np.ndarray, left: float, top: float, width: float, height: float) -> None:

@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from evaluation.array_files import load_arrays, save_arrays
 from evaluation.base import Features
+from evaluation.files import code_sha256
 from evaluation.moments import Moments, accumulate, finish, from_host, new_accumulator, to_host
 
 SAVE_SECONDS = 30.0
@@ -104,7 +105,8 @@ def one_pass(
     widths = _widths(features, read(0, 1), {*moments_of, *rows_of})
     row_widths = {tap: widths[tap] for tap in rows_of}
     facts = {"count": count, "moments": moments_of, "rows": rows_of, "batch_size": batch_size, "devices": mesh.size,
-             "features": features.provenance, **(identity or {})}
+             "features": features.provenance, "code": code_sha256("evaluation"), "jax": jax.__version__,
+             "device": jax.devices()[0].device_kind, **(identity or {})}
     facts = json.loads(json.dumps(facts))  # as it will be read back
     resumed = None if folder is None else _resume(folder, facts, row_widths, mesh)
     if resumed is None:
@@ -131,8 +133,8 @@ def one_pass(
             saved = time.monotonic()
     _store(rows, fetched, pending)
     moments = {tap: finish(accumulator, shift) for tap, (accumulator, shift) in carry.items()}
-    for tap in {*moments, *rows}:
-        if not np.isfinite(moments[tap].mean if tap in moments else rows[tap]).all():
+    for tap in rows:  # those of moments are seen by `finish`
+        if not np.isfinite(rows[tap]).all():
             raise FloatingPointError(f"the {tap} of {features.name} are not finite: look at the images and the weights")
     return Statistics(moments, rows)
 

@@ -8,14 +8,13 @@ first folder given, unless --output names another file.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).absolute().parent.parent))
 
+from evaluation.files import write_whole
 from evaluation.report.page import render
 from evaluation.report.records import Run, is_record
 from training.metric_writers import read_metrics
@@ -63,20 +62,6 @@ def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:
     return runs, warnings
 
 
-def write(path: Path, text: str) -> None:
-    """In one step: a reader sees the old page or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            os.fchmod(descriptor, 0o644)  # mkstemp makes private files
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def main(argv: list[str]) -> int:
     parser = _Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                      allow_abbrev=False)  # fmt: skip
@@ -94,7 +79,7 @@ def main(argv: list[str]) -> int:
     for warning in warnings + unseen:
         print(f"warning: {warning}", file=sys.stderr)
     try:
-        write(output, text)
+        write_whole(output, lambda file: file.write(text.encode()))
     except OSError as problem:
         print(f"error: {output} cannot be written: {problem.strerror}", file=sys.stderr)
         return 2

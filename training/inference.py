@@ -22,6 +22,7 @@ from data.base import all_images
 from data.images import to_uint8
 from diffusion.random import image_keys
 from evaluation.figures import image_grid, scatter_2d
+from evaluation.files import code_sha256
 from evaluation.generate import Generated, generate, labels_of
 from evaluation.one_pass import Interrupted
 from samplers.base import Samples
@@ -140,7 +141,7 @@ def name_of(experiment: Experiment, step: int, identity: str) -> str:
         "parameters": identity, "sampler": components.sampler_settings(config), "seed": config.evaluation.seed,
         "batch_size": config.evaluation.batch_size, "sigma_data": config.sigma_data, "prediction": config.prediction,
         "process": config.process.to_dict(), "network": config.network.to_dict(), "image_shape": experiment.image_shape,
-        "environment": environment(), "code": _sampling_code_sha256(),
+        "environment": environment(), "code": code_sha256("diffusion", "samplers"),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:8]
     sampler = components.make_sampler(config)
@@ -163,12 +164,3 @@ def _centre_crop(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return images
     top, left = ((n - m) // 2 for n, m in zip(images.shape[1:3], shape[:2]))
     return images[:, top : top + shape[0], left : left + shape[1]]
-
-
-def _sampling_code_sha256() -> str:
-    """Of the files that make an image: images on disk must not outlive a change of them, committed or not."""
-    digest = hashlib.sha256()
-    for folder in ("diffusion", "samplers"):
-        for path in sorted((Path(__file__).parent.parent / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

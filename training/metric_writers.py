@@ -25,6 +25,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from evaluation.files import write_whole
 from training.workdir import append_json_line, read_json_lines
 
 METRICS, IMAGES, TENSORBOARD = "metrics.jsonl", "images", "tensorboard"
@@ -206,7 +207,5 @@ def _write_png(path: Path, batch: np.ndarray) -> None:
     padded = np.concatenate([batch, np.zeros((rows * columns - count, height, width, channels), np.uint8)])
     tiled = padded.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     picture = tiled.reshape(rows * height, columns * width, channels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    Image.fromarray(picture[..., 0] if channels == 1 else picture).save(temporary, format="PNG")
-    temporary.replace(path)
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    write_whole(path, lambda file: image.save(file, format="PNG"))

@@ -21,6 +21,8 @@ from typing import Any
 import jax
 from absl import logging
 
+from evaluation.files import write_whole
+
 LOCK, CONFIG, CHECKPOINTS = ".lock", "config.json", "checkpoints"
 
 
@@ -112,19 +114,8 @@ def compare_config(stored: dict, current: dict, ignore: tuple[str, ...] = ()) ->
 
 def write_json_atomic(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON so that a reader, also after a kill, sees the old file or the new one; NaN as `append_json_line`."""
-    path = Path(path)
     text = json.dumps(_valid(value), indent=2, allow_nan=False) + "\n"
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            os.fchmod(descriptor, 0o644)  # mkstemp makes private files
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(Path(path), lambda file: file.write(text.encode()))
 
 
 def append_json_line(path: str | os.PathLike, record: dict) -> None:

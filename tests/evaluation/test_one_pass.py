@@ -161,11 +161,13 @@ def test_a_stop_is_obeyed_and_resumed(tmp_path):
     assert np.array_equal(resumed.rows["logits"], measure(images).rows["logits"])
 
 
-@pytest.mark.parametrize("change", ["identity", "count", "damage", "missing rows"])
-def test_what_was_done_for_something_else_is_done_again(tmp_path, change):
+@pytest.mark.parametrize("change", ["identity", "count", "code", "damage", "missing rows"])
+def test_what_was_done_for_something_else_is_done_again(tmp_path, change, monkeypatch):
     """Two different sets in one folder: the second must not be given the statistics of the first."""
     measure(images_of(COUNT), folder=tmp_path, identity={"set": 1})
     new = images_of(COUNT - (change == "count"), seed=2)
+    if change == "code":
+        monkeypatch.setattr(module, "code_sha256", lambda folder: "of another extractor")
     if change == "damage":
         path = tmp_path / "partial.npz"
         path.write_bytes(path.read_bytes()[:-100])
