@@ -1,5 +1,5 @@
 """Flags -> mode -> one call. What happens is in training/loop.py (train), training/inference.py (sample)
-and training/evaluation.py (evaluate, reference).
+and training/evaluation.py (evaluate, reference); train_and_evaluate is the two of them in one process.
 
   python main.py --config=configs/digits.py:dsm --workdir=runs/digits_dsm [--config.training.steps=2000 ...]
   python main.py --mode=evaluate --config=configs/digits.py:dsm --workdir=runs/digits_dsm --config.sampler.name=ddim
@@ -15,8 +15,10 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs.overrides import change
+
 ROOT = Path(__file__).absolute().parent
-MODES = ("train", "sample", "evaluate", "reference")
+MODES = ("train", "sample", "evaluate", "train_and_evaluate", "reference")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples, results.")
@@ -62,13 +64,16 @@ def _run(argv: list[str]) -> int:
     from configs.base import validate
 
     validate(_CONFIG.value)
-    if _MODE.value == "train":
+    if _MODE.value in ("train", "train_and_evaluate"):
         from training.loop import train
 
-        return train(_CONFIG.value, _WORKDIR.value, allow_config_change=_ALLOW.value)
+        code = train(_CONFIG.value, _WORKDIR.value, allow_config_change=_ALLOW.value)
+        if code != 0 or _MODE.value == "train":
+            return code
     from training import evaluation, inference
 
-    modes = {"sample": inference.sample, "evaluate": evaluation.evaluate, "reference": evaluation.reference}
+    modes = {"sample": inference.sample, "evaluate": evaluation.evaluate, "train_and_evaluate": evaluation.evaluate,
+             "reference": evaluation.reference}  # fmt: skip
     return modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
 
 
@@ -83,9 +88,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
             sys.exit(_complain(ValueError(f"{argument}: there is no file {file}; choose from "
                                           f"{', '.join(all_presets())}, or a file of your own")))
+    # ml_collections would take the word None for a string, or refuse it; here it unsets a field.
+    unset = [argument for argument in argv if argument.startswith("--config.") and argument.endswith("=None")]
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([argument for argument in argv if argument not in unset])
         _ = _CONFIG.value and _CONFIG.value.experiment  # what went wrong with the file is raised on first use
+        for argument in unset if _CONFIG.value else ():
+            change(_CONFIG.value, argument.removeprefix("--config.").removesuffix("=None"), None)
         return rest
     except Exception as error:
         # The loader wraps what a config file raises; the message for the user is in the chain.

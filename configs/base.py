@@ -69,24 +69,28 @@ def _data() -> ConfigDict:
 
 def _process() -> ConfigDict:
     c = ConfigDict()
-    c.name = "edm"  # vp_linear, cosine, edm, rectified_flow
+    # vp_linear, sub_vp, ve, cosine, edm, rectified_flow, constant; without a kernel: static, double_well, phi4
+    c.name = "edm"
     c.time_min = placeholder(float)  # smallest time trained and sampled, in [0, 1)
     c.time_max = placeholder(float)  # largest
-    c.beta_min = placeholder(float)  # vp_linear: noise rates at both ends
+    c.beta_min = placeholder(float)  # vp_linear, sub_vp, double_well, phi4: noise rates at both ends
     c.beta_max = placeholder(float)
     c.shift = placeholder(float)  # cosine: reference side / image side
     c.logsnr_limit = placeholder(float)  # cosine: truncation of |log-SNR|
-    c.sigma_min = placeholder(float)  # edm: noise levels at both ends, and the exponent between them
+    c.sigma_min = placeholder(float)  # edm, ve: noise levels at both ends
     c.sigma_max = placeholder(float)
-    c.rho = placeholder(float)
+    c.rho = placeholder(float)  # edm: the exponent between them
+    c.level = placeholder(float)  # constant: its one noise level
+    c.scale = placeholder(float)  # static: length over which the density varies
+    c.kappa = placeholder(float)  # phi4: stiffness between neighbouring pixels
     return c
 
 
 def _network() -> ConfigDict:
     c = ConfigDict()
-    c.name = "unet"  # mlp, unet, dit
+    c.name = "unet"  # mlp, energy (gradient of a scalar), unet, dit
     c.width = placeholder(int)  # channels
-    c.depth = placeholder(int)  # mlp, dit: blocks
+    c.depth = placeholder(int)  # mlp, energy, dit: blocks
     c.dropout = placeholder(float)  # probability, in [0, 1)
     c.dtype = placeholder(str)  # of the computation: float32 or bfloat16; parameters stay float32
     c.num_heads = placeholder(int)  # unet, dit: attention heads
@@ -99,10 +103,23 @@ def _network() -> ConfigDict:
 
 def _objective() -> ConfigDict:
     c = ConfigDict()
-    c.name = "dsm"  # dsm
+    # dsm; lcss, ism, ssm, ssm_vr, fd_ssm, fd_ssm_vr and last_increment need no kernel (lcss in mode local)
+    c.name = "dsm"
     c.label_dropout = 0.1  # probability of hiding a label, which classifier-free guidance needs
+    c.reduction = placeholder(str)  # mean over the coordinates, or half the sum as papers write it: mean, sum
+    c.num_probes = placeholder(int)  # lcss, ssm*, fd_ssm*: draws that an example's loss is averaged over
+    c.probe = placeholder(str)  # ssm, ssm_vr: rademacher, gaussian, sphere
+    c.difference = placeholder(float)  # fd_ssm, fd_ssm_vr: step of the difference over sigma
+    c.mode = placeholder(str)  # lcss: kernel (the paper, equal to dsm up to a constant), local (for any process)
+    c.center = placeholder(str)  # lcss kernel: mean, or x0 as printed, which is right only where alpha = 1
+    c.sigma = placeholder(str)  # lcss kernel: std, or g for demonstration
+    c.gamma = placeholder(float)  # lcss: weight of the trace term
+    c.local_c = placeholder(float)  # lcss local: width of the perturbation over sigma
+    c.norm_at = placeholder(str)  # lcss local: xprime, x
+    c.control_variate = placeholder(str)  # lcss local: none, center, antithetic
+    c.simulation_steps = placeholder(int)  # all but dsm: of a process without a kernel; and of last_increment
     c.weighting = ConfigDict()
-    c.weighting.name = "edm"  # edm, sigmoid, uniform, snr_clipped
+    c.weighting.name = "edm"  # edm, sigmoid, uniform, snr_clipped, likelihood, score
     c.weighting.bias = placeholder(float)  # sigmoid
     c.weighting.gamma = placeholder(float)  # snr_clipped
     c.time_sampler = ConfigDict()
@@ -141,13 +158,14 @@ def _training() -> ConfigDict:
     c.keep = 2  # checkpoints kept, the newest
     c.sample_every = 0  # steps between grids of samples; 0: at the end only
     c.max_skipped_in_a_row = 50  # abort after so many updates in a row that were not finite
+    c.tensorboard = True  # event files beside metrics.jsonl; loading TensorFlow for them takes seconds of a core
     c.profile = False  # write a profile of a few steps for TensorBoard or Perfetto
     return c
 
 
 def _sampler() -> ConfigDict:
     c = ConfigDict()
-    c.name = "heun"  # ancestral, ddim, euler, heun
+    c.name = "heun"  # ancestral, ddim, euler, euler_maruyama, heun, langevin
     c.steps = placeholder(int)  # grid intervals; network calls are steps, or 2 steps - 1 for heun
     c.grid = placeholder(str)  # uniform, karras, logsnr
     c.variance = placeholder(str)  # ancestral: small, large
@@ -156,6 +174,8 @@ def _sampler() -> ConfigDict:
     c.churn_min = placeholder(float)
     c.churn_max = placeholder(float)
     c.churn_noise = placeholder(float)
+    c.step_size = placeholder(float)  # langevin: on the scale of the data, as the half-width of the uniform start
+    c.start = placeholder(float)
     c.guidance = 1.0  # classifier-free guidance scale; 1: none
     c.guidance_interval = (0.0, float("inf"))  # noise levels sigma / alpha, (low, high], in which it acts
     return c
@@ -170,10 +190,11 @@ def _evaluation() -> ConfigDict:
     c.ema = 0  # which average to sample from, an index into ema.half_lives; -1: the live parameters
     c.features = ("classifier",)  # any of classifier, efflite0, inception, dinov2; points for toy2d
     # Any of fd, fd_infinity, kid, precision_recall, density_coverage; with inception also sfd and inception_score, and
-    # fd is then FID, which may be asked for as fid.
+    # fd is then FID, which may be asked for as fid; with points also w1.
     c.metrics = ("fd", "kid")
     c.reference = "test"  # what is compared with: the split train or test, or the path of a statistics file
     c.memorisation = True  # also the distance to the nearest training images in pixels; holds all images in memory
+    c.fisher_times = ()  # times at which the learnt score is compared with the exact one, toy2d only; (): nowhere
     c.inception_weights = ""  # file made by scripts/convert_inception.py; "": $INCEPTION_WEIGHTS
     c.inception_sha256 = ""  # of that file; "": $INCEPTION_WEIGHTS_SHA256
     c.inception_resize = "tf1"  # tf1 (the reference implementations), clean (clean-fid), torch (pytorch-fid)

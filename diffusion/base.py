@@ -28,10 +28,21 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class Process(Protocol):
-    """A noising process on t in [time_min, time_max], noise at the end."""
+    """A noising process dx = f(x, t) dt + g(t) dw on t in [time_min, time_max], noise at the end.
+
+    With a Gaussian kernel, x_t = alpha x0 + sigma noise, it also has `corrupt` and `posterior`. Without one it has
+    `simulate`, and alpha = 1 and sigma, about the width over which p_t varies, are only the scales in which a network
+    sees x: its denoiser is x_t + sigma^2 score by definition.
+    """
 
     time_min: float
     time_max: float
+
+    def alpha(self, t: Any) -> Any: ...
+
+    def sigma(self, t: Any) -> Any: ...
+
+    def logsnr(self, t: Any) -> Any: ...
 
     def drift(self, x: Float[Array, "batch *shape"], t: Float[Array, " batch"]) -> Float[Array, "batch *shape"]: ...
 
@@ -40,9 +51,14 @@ class Process(Protocol):
     def prior(self, keys: Key[Array, " batch"], shape: tuple[int, ...]) -> Float[Array, "batch *shape"]: ...
 
 
+def has_kernel(process: Process) -> bool:
+    """Whether p_t(x_t | x0) is a Gaussian in closed form: `corrupt` and `posterior` exist."""
+    return hasattr(process, "corrupt") and hasattr(process, "posterior")
+
+
 def require_kernel(process: Process, name: str) -> None:
     """Raises ValueError unless `process` has a closed-form Gaussian kernel (alpha, sigma), which `name` needs."""
-    if not (hasattr(process, "corrupt") and hasattr(process, "posterior")):
+    if not has_kernel(process):
         raise ValueError(
             f"{name} needs a process with a closed-form Gaussian kernel, and {type(process).__name__} has none: "
             "it can only be simulated. Choose a process built on one of the schedules (config.process.name)."

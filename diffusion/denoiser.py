@@ -11,14 +11,13 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion.base import Denoiser, expand
+from diffusion.base import Denoiser, Process, expand
 from diffusion.prediction import PREDICTIONS
-from diffusion.process import GaussianProcess
 
 
 def make_denoiser(
     network: Callable[..., Float[Array, "batch *shape"]],
-    process: GaussianProcess,
+    process: Process,
     *,
     prediction: str,
     sigma_data: float,
@@ -49,7 +48,7 @@ def make_denoiser(
 
 def score(
     denoise: Denoiser,
-    process: GaussianProcess,
+    process: Process,
     x_t: Float[Array, "batch *shape"],
     t: Float[Array, " batch"],
     label: Int[Array, " batch"] | None = None,

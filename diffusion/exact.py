@@ -52,7 +52,7 @@ class ExactMixture:
         coordinates = _einsum("kdi,bkd->bki", self.eigenvectors, x[:, None, :] - a * self.means)
         variances = a**2 * self.eigenvalues + s**2
         log_density = -0.5 * jnp.sum(coordinates**2 / variances + jnp.log(2 * jnp.pi * variances), -1)
-        return log_density + _class_weights(self.log_weights, self.classes, label), coordinates, variances
+        return log_density + class_weights(self.log_weights, self.classes, label), coordinates, variances
 
     def __call__(
         self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
@@ -141,12 +141,12 @@ class ExactEmpirical:
 
         distances = jax.lax.map(square_distances, (x_t.reshape(len(x_t), -1), a), batch_size=16)
         uniform = jnp.full(len(flat), -jnp.log(float(len(flat))))
-        log_joint = -0.5 * distances / s[:, None] ** 2 + _class_weights(uniform, self.classes, label)
+        log_joint = -0.5 * distances / s[:, None] ** 2 + class_weights(uniform, self.classes, label)
         x0 = jnp.matmul(jax.nn.softmax(log_joint, axis=-1), flat, precision=_PRECISION)
         return x0.reshape(x_t.shape)
 
 
-def _class_weights(
+def class_weights(
     log_weights: Float[Array, " k"], classes: Int[Array, " k"] | None, label: Int[Array, " batch"] | None
 ) -> Float[Array, "..."]:
     """log w_k, or log w_k restricted to the components of each label and normalised, [B, K]."""

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion.base import Denoiser, expand, network_calls
-from diffusion.process import GaussianProcess
+from diffusion.base import Denoiser, Process, expand, network_calls
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Guided:
 
     main: Denoiser
     guide: Denoiser
-    process: GaussianProcess
+    process: Process
     scale: float
     interval: tuple[float, float] = (0.0, inf)
 
@@ -90,7 +89,7 @@ class Guided:
 
 def classifier_free(
     denoise: Denoiser,
-    process: GaussianProcess,
+    process: Process,
     *,
     scale: float,
     num_classes: int,

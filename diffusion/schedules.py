@@ -9,6 +9,10 @@ With lambda(t) = log(alpha^2 / sigma^2) (`logsnr`), strictly decreasing in t:
   3. EDM [Karras et al. 2022, eq. 5]: alpha = 1, sigma = (a + t (b - a))^rho with a = sigma_min^(1/rho),
      b = sigma_max^(1/rho), so that uniform times are Karras' noise levels.
   4. Rectified flow [Liu et al. 2023]: alpha = 1 - t, sigma = t.
+  5. Constant: alpha = 1 and one sigma at every t, to learn the score of data with one amount of noise. It is no way
+     from data to noise, and its log-SNR is the exception that does not decrease.
+
+The VE and sub-VP SDEs are in `diffusion/sde_schedules.py`.
 
 Every method takes host values (float64 tables) or traced arrays. The two slopes give the drift and the diffusion of
 the SDE with these marginals: f(t) = d log alpha / dt and g(t)^2 = -sigma^2 d lambda / dt [Kingma et al. 2021].
@@ -33,7 +37,8 @@ def _sigmoid(x: Scalar) -> Scalar:
     return jax.nn.sigmoid(x) if isinstance(x, jax.Array) else np.exp(-np.logaddexp(-np.asarray(x, np.float64), 0.0))
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `condition`."""
     if not condition:
         raise ValueError(message)
 
@@ -53,8 +58,9 @@ class Schedule(Protocol):
     def logsnr_slope(self, t: Scalar) -> Scalar: ...
 
 
-def _check_times(time_min: float, time_max: float) -> None:
-    _require(0 <= time_min < time_max <= 1, f"time_min={time_min}, time_max={time_max}: need 0 <= min < max <= 1")
+def check_times(time_min: float, time_max: float) -> None:
+    """Raises ValueError unless 0 <= time_min < time_max <= 1."""
+    require(0 <= time_min < time_max <= 1, f"time_min={time_min}, time_max={time_max}: need 0 <= min < max <= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +73,21 @@ class VPLinear:
     time_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_times(self.time_min, self.time_max)
-        _require(self.time_min > 0, "time_min must be positive: the log-SNR is infinite at t = 0")
-        _require(0 < self.beta_min < self.beta_max, f"need 0 < beta_min < beta_max, not {self.beta_min}, "
-                 f"{self.beta_max}")
+        check_times(self.time_min, self.time_max)
+        require(self.time_min > 0, "time_min must be positive: the log-SNR is infinite at t = 0")
+        require(0 < self.beta_min < self.beta_max, f"need 0 < beta_min < beta_max, not {self.beta_min}, "
+                f"{self.beta_max}")
 
     def _integral(self, t: Scalar) -> Scalar:
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
     def _rate(self, t: Scalar) -> Scalar:
         return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def _time_of_integral(self, integral: Scalar) -> Scalar:
+        # The root of the quadratic in the form without cancellation near t = 0.
+        root = array_namespace(integral).sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
+        return 2 * integral / (self.beta_min + root)
 
     def alpha(self, t: Scalar) -> Scalar:
         return array_namespace(t).exp(-0.5 * self._integral(t))
@@ -92,11 +103,7 @@ class VPLinear:
         return -integral - xp.log(-xp.expm1(-integral))
 
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
-        integral = _softplus(-logsnr)
-        slope = self.beta_max - self.beta_min
-        # The root of the quadratic in the form without cancellation near t = 0.
-        root = array_namespace(logsnr).sqrt(self.beta_min**2 + 2 * slope * integral)
-        return 2 * integral / (self.beta_min + root)
+        return self._time_of_integral(_softplus(-logsnr))
 
     def log_alpha_slope(self, t: Scalar) -> Scalar:
         return -0.5 * self._rate(t)
@@ -118,9 +125,9 @@ class Cosine:
     time_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_times(self.time_min, self.time_max)
-        _require(self.shift > 0, f"shift={self.shift} must be positive")
-        _require(self.logsnr_limit > 0, f"logsnr_limit={self.logsnr_limit} must be positive")
+        check_times(self.time_min, self.time_max)
+        require(self.shift > 0, f"shift={self.shift} must be positive")
+        require(self.logsnr_limit > 0, f"logsnr_limit={self.logsnr_limit} must be positive")
 
     @property
     def _angles(self) -> tuple[float, float]:
@@ -164,10 +171,10 @@ class EDM:
     time_max: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_times(self.time_min, self.time_max)
-        _require(0 < self.sigma_min < self.sigma_max, f"need 0 < sigma_min < sigma_max, not {self.sigma_min}, "
-                 f"{self.sigma_max}")
-        _require(self.rho >= 1, f"rho={self.rho} must be at least 1")
+        check_times(self.time_min, self.time_max)
+        require(0 < self.sigma_min < self.sigma_max, f"need 0 < sigma_min < sigma_max, not {self.sigma_min}, "
+                f"{self.sigma_max}")
+        require(self.rho >= 1, f"rho={self.rho} must be at least 1")
 
     @property
     def _roots(self) -> tuple[float, float]:
@@ -206,9 +213,9 @@ class RectifiedFlow:
     time_max: float = 1 - 1e-3
 
     def __post_init__(self) -> None:
-        _check_times(self.time_min, self.time_max)
-        _require(self.time_min > 0 and self.time_max < 1, "time_min and time_max must lie inside (0, 1): the log-SNR "
-                 "is infinite at both ends")
+        check_times(self.time_min, self.time_max)
+        require(self.time_min > 0 and self.time_max < 1, "time_min and time_max must lie inside (0, 1): the log-SNR "
+                "is infinite at both ends")
 
     def alpha(self, t: Scalar) -> Scalar:
         return 1.0 - t
@@ -228,3 +235,39 @@ class RectifiedFlow:
 
     def logsnr_slope(self, t: Scalar) -> Scalar:
         return -2.0 / (t * (1.0 - t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """Equation 5: `level` is sigma. Samplers of the reverse process have nothing to reverse."""
+
+    level: float = 0.1
+    time_min: float = 0.0
+    time_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_times(self.time_min, self.time_max)
+        require(self.level > 0, f"level={self.level} must be positive")
+
+    def alpha(self, t: Scalar) -> Scalar:
+        return array_namespace(t).ones_like(t)
+
+    def sigma(self, t: Scalar) -> Scalar:
+        return self.level * array_namespace(t).ones_like(t)
+
+    def logsnr(self, t: Scalar) -> Scalar:
+        return -2 * log(self.level) * array_namespace(t).ones_like(t)
+
+    def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
+        """Raises ValueError: one level has no time."""
+        raise ValueError(
+            f"the constant schedule has one noise level, {self.level}, at every time, so a log-SNR has no time. Choose "
+            "times that need none: uniform for the sampler's grid (config.sampler.grid) and uniform or low_discrepancy "
+            "for training (config.objective.time_sampler.name)"
+        )
+
+    def log_alpha_slope(self, t: Scalar) -> Scalar:
+        return array_namespace(t).zeros_like(t)
+
+    def logsnr_slope(self, t: Scalar) -> Scalar:
+        return array_namespace(t).zeros_like(t)

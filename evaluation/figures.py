@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from evaluation.files import write_whole
 
 _DPI = 160
-_INK = "#222222"
+INK = "#222222"
 # Blue and orange of Okabe and Ito: told apart by colour-blind readers too.
 _REAL, _GENERATED = "#0072B2", "#E69F00"
 
@@ -63,7 +63,7 @@ def save_grid(
     write_whole(path, lambda file: grid.save(file, format="png"))
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     """A matplotlib figure in inches; drawn without pyplot, which would keep it alive and may ask for a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,7 +73,8 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _save_figure(path: str | Path, figure) -> None:
+def save_figure(path: str | Path, figure) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
 
 
@@ -90,7 +91,7 @@ def _place(figure, picture: np.ndarray, left: float, top: float, width: float, h
 def _text(figure, x: float, y: float, text: str, **style) -> None:
     """Writes text at a place given in inches from the top left corner."""
     width, height = figure.get_size_inches()
-    figure.text(x / width, 1.0 - y / height, text, color=_INK, **style)
+    figure.text(x / width, 1.0 - y / height, text, color=INK, **style)
 
 
 def _by_class(images: np.ndarray, labels: np.ndarray, classes: np.ndarray, columns: int) -> np.ndarray:
@@ -139,7 +140,7 @@ def real_beside_generated(
     heights = [unit * len(panel) for panel in panels]
     left, gap, edge = (0.35 if names else 0.12), 0.25, 0.12
     top = 0.42 + (0.3 if title else 0.0)
-    figure = _figure(left + 2 * width + gap + edge, top + max(heights) + edge)
+    figure = new_figure(left + 2 * width + gap + edge, top + max(heights) + edge)
     if title:
         _text(figure, left + width + gap / 2, 0.24, title, ha="center", va="center", fontsize=11, weight="bold")
     for i, (panel, height, name) in enumerate(zip(panels, heights, ("real", "generated"))):
@@ -149,7 +150,7 @@ def real_beside_generated(
     for i, name in enumerate(names):
         middle = top + heights[0] * (i + 0.5) / len(names)
         _text(figure, left - 0.08, middle, name, ha="right", va="center", fontsize=9)
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def denoising_strip(
@@ -174,13 +175,13 @@ def denoising_strip(
     cell, edge, top = 0.6, 0.1, 0.5
     panel_width = cell * steps
     panel_height = panel_width * len(grid) / grid.shape[1]
-    figure = _figure(panel_width + 2 * edge, top + panel_height + edge)
+    figure = new_figure(panel_width + 2 * edge, top + panel_height + edge)
     _place(figure, grid, edge, top, panel_width, panel_height)
     _text(figure, edge + 0.05, 0.16, "noise level", ha="left", va="center", fontsize=8, style="italic")
     for i, level in enumerate(noise_levels):
         middle = edge + panel_width * (i + 0.5) / steps
         _text(figure, middle, top - 0.1, f"{level:.2g}", ha="center", va="center", fontsize=8)
-    _save_figure(path, figure)
+    save_figure(path, figure)
 
 
 def scatter_2d(
@@ -197,17 +198,17 @@ def scatter_2d(
     middle = (real.max(axis=0) + real.min(axis=0)) / 2.0
     reach = max(float((real.max(axis=0) - real.min(axis=0)).max()) * 0.65, 1e-6)
     outside = int((np.abs(generated - middle) > reach).any(axis=1).sum())
-    figure = _figure(7.2, 3.9 if title else 3.6)
+    figure = new_figure(7.2, 3.9 if title else 3.6)
     for i, (points, name, colour) in enumerate(((real, "real", _REAL), (generated, "generated", _GENERATED))):
         axes = figure.add_subplot(1, 2, i + 1)
         axes.scatter(points[:, 0], points[:, 1], s=3, c=colour, alpha=0.5, linewidths=0, rasterized=True)
         axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
         axes.set_aspect("equal")
-        axes.set_title(f"{name} ({len(points):,})", fontsize=10, color=_INK)
-        axes.tick_params(labelsize=8, colors=_INK, labelleft=i == 0)
+        axes.set_title(f"{name} ({len(points):,})", fontsize=10, color=INK)
+        axes.tick_params(labelsize=8, colors=INK, labelleft=i == 0)
         if i == 1 and outside:
-            axes.text(0.98, 0.02, f"{outside:,} outside", transform=axes.transAxes, ha="right", fontsize=8, color=_INK)
+            axes.text(0.98, 0.02, f"{outside:,} outside", transform=axes.transAxes, ha="right", fontsize=8, color=INK)
     if title:
-        figure.suptitle(title, fontsize=11, weight="bold", color=_INK)
+        figure.suptitle(title, fontsize=11, weight="bold", color=INK)
     figure.tight_layout()
-    _save_figure(path, figure)
+    save_figure(path, figure)

@@ -7,6 +7,7 @@
   inception_score     (inception_score.py) needs Inception
   precision_recall    improved precision and recall (precision_recall.py)
   density_coverage    density and coverage (precision_recall.py)
+  w1                  1-Wasserstein distance of each coordinate of points, and their mean; needs points
 
 One pass over the images serves all metrics of an extractor (one_pass.py). Where the labels that the images were asked
 for are known and the extractor is the classifier, its opinion of them is added:
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from evaluation.base import Features
 from evaluation.distances import frechet_distance, kernel_distance
@@ -52,8 +54,10 @@ METRICS = {
     "inception_score": Needs(rows=("logits",)),
     "precision_recall": _ROWS,
     "density_coverage": _ROWS,
+    "w1": _ROWS,
 }
-ONLY_INCEPTION = ("sfd", "inception_score")
+# Metrics that only one kind of features has.
+NEEDS_FEATURES = {"sfd": "inception", "inception_score": "inception", "w1": "points"}
 # What a distance in Inception's features is called may be asked for by that name.
 INCEPTION_NAMES = {"fid": "fd", "sfid": "sfd", "fid_infinity": "fd_infinity"}
 
@@ -69,7 +73,8 @@ def check_metrics(metrics: Sequence[str], features: Sequence[str], count: int) -
         if metric not in METRICS:
             raise ValueError(f"metric '{metric}' is not known; choose from {', '.join(METRICS)}")
         if not any(metric in available([metric], name) for name in features):
-            raise ValueError(f"metric '{metric}' needs the features 'inception', got {', '.join(features) or 'none'}")
+            raise ValueError(f"metric '{metric}' needs the features '{NEEDS_FEATURES[metric]}', got "
+                             f"{', '.join(features) or 'none'}")
         if metric == "fd_infinity" and count < 2 * SMALLEST:
             raise ValueError(f"metric 'fd_infinity' needs at least {2 * SMALLEST} images, got {count}: it extrapolates "
                              f"from subsets of {SMALLEST} and more")
@@ -77,9 +82,9 @@ def check_metrics(metrics: Sequence[str], features: Sequence[str], count: int) -
 
 def available(metrics: Sequence[str], features_name: str) -> list[str]:
     """Those of the metrics that these features have, as keys of `METRICS`."""
-    if features_name == "inception":
-        return list(dict.fromkeys(INCEPTION_NAMES.get(metric, metric) for metric in metrics))
-    return [metric for metric in metrics if metric not in (*ONLY_INCEPTION, *INCEPTION_NAMES)]
+    names = INCEPTION_NAMES if features_name == "inception" else {}
+    own = dict.fromkeys(names.get(metric, metric) for metric in metrics if metric in METRICS or metric in names)
+    return [metric for metric in own if NEEDS_FEATURES.get(metric, features_name) == features_name]
 
 
 def make_reference(
@@ -212,7 +217,19 @@ def _compare(
         elif metric == "density_coverage":
             density, coverage = density_coverage(real, rows)
             numbers |= {name("density"): density, name("coverage"): coverage}
+        elif metric == "w1":
+            numbers[name(metric)] = coordinate_wasserstein(rows, real)
     return numbers, details
+
+
+def coordinate_wasserstein(points: Float[np.ndarray, "n d"], real: Float[np.ndarray, "m d"]) -> float:
+    """The mean over the coordinates of the 1-Wasserstein distance of the two samples' marginals, in the data's units.
+
+    It says nothing of how the coordinates hang together.
+    """
+    from scipy.stats import wasserstein_distance  # takes more than a second
+
+    return float(np.mean([wasserstein_distance(ours, theirs) for ours, theirs in zip(points.T, real.T)]))
 
 
 def over_ranges(ranges: Sequence[dict[str, float]]) -> dict[str, float]:

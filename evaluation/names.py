@@ -4,6 +4,8 @@
   kid5k_test_efflite0     the same with other features, which then are never called FID
   is50k_tf1               the Inception Score knows no reference
   fd50k_train_otherinception   Inception's graph with other weights than the public ones, which is not FID
+  wasserstein10k_test_points   of points in the plane
+  fisher_error_t0.5       of the score at time 0.5, which no samples are needed for
 
 A count is written in thousands only where it is a whole number of them.
 """
@@ -22,11 +24,12 @@ STEMS = {
     "recall": ("recall", "recall"),
     "density": ("density", "density"),
     "coverage": ("coverage", "coverage"),
+    "w1": ("wasserstein", "wasserstein"),  # not w1, which the count would be taken for a part of
 }
 # Stem of a name -> which way is better: +1 higher, -1 lower.
 _DIRECTIONS = {"fd": -1, "fid": -1, "fdinf": -1, "fidinf": -1, "sfd": -1, "sfid": -1, "kid": -1, "is": 1,
-               "precision": 1, "recall": 1, "density": 1, "coverage": 1}  # fmt: skip
-_NAMED = {"class_accuracy": 1, "class_total_variation": -1}
+               "precision": 1, "recall": 1, "density": 1, "coverage": 1, "wasserstein": -1, "fisher": -1}  # fmt: skip
+_NAMED = {"class_accuracy": 1, "class_total_variation": -1, "mass_error": -1}
 
 
 def count_label(count: int) -> str:

@@ -4,6 +4,7 @@
   karras    (sigma/alpha)^(1/rho) linear, rho = 7 [Karras et al. 2022, eq. 5], between the noise levels at both ends.
   logsnr    log-SNR linear [Lu et al. 2022].
 
+The last two need a noise level that determines the time: not the constant schedule, nor a process without a kernel.
 Grids are float64 numpy. The state after the last network call is x0 itself: alpha = 1, sigma = 0.
 """
 
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.process import GaussianProcess
+from diffusion.base import Process
 
 KARRAS_RHO = 7.0
 
@@ -35,24 +36,24 @@ class Grid(NamedTuple):
         return self.sigma / self.alpha
 
 
-def uniform(process: GaussianProcess, steps: int) -> np.ndarray:
+def uniform(process: Process, steps: int) -> np.ndarray:
     """[steps] times, linear in t."""
     return np.linspace(process.time_max, process.time_min, steps)
 
 
-def karras(process: GaussianProcess, steps: int) -> np.ndarray:
+def karras(process: Process, steps: int) -> np.ndarray:
     """[steps] times, linear in (sigma / alpha)^(1 / 7)."""
     high, low = _end_logsnrs(process)
     level = np.linspace(np.exp(-0.5 * high / KARRAS_RHO), np.exp(-0.5 * low / KARRAS_RHO), steps) ** KARRAS_RHO
     return _times(process, -2 * np.log(level))
 
 
-def logsnr(process: GaussianProcess, steps: int) -> np.ndarray:
+def logsnr(process: Process, steps: int) -> np.ndarray:
     """[steps] times, linear in log-SNR."""
     return _times(process, np.linspace(*_end_logsnrs(process), steps))
 
 
-TIME_GRIDS: dict[str, Callable[[GaussianProcess, int], np.ndarray]] = {
+TIME_GRIDS: dict[str, Callable[[Process, int], np.ndarray]] = {
     "uniform": uniform,
     "karras": karras,
     "logsnr": logsnr,
@@ -67,17 +68,21 @@ def check_grid(name: str, steps: int) -> None:
         raise ValueError(f"steps = {steps} must be at least 1")
 
 
-def make_grid(process: GaussianProcess, name: str, steps: int) -> Grid:
-    """The grid `name` of TIME_GRIDS with `steps` network times on `process`."""
+def make_grid(process: Process, name: str, steps: int) -> Grid:
+    """The grid `name` of TIME_GRIDS with `steps` network times on `process`.
+
+    Raises:
+      ValueError: for a grid of noise levels on a process whose noise level does not determine the time.
+    """
     t = TIME_GRIDS[name](process, steps)
     return Grid(t, np.append(process.alpha(t), 1.0), np.append(process.sigma(t), 0.0))
 
 
-def _end_logsnrs(process: GaussianProcess) -> tuple[float, float]:
+def _end_logsnrs(process: Process) -> tuple[float, float]:
     ends = process.logsnr(np.array([process.time_max, process.time_min], np.float64))
     return float(ends[0]), float(ends[1])
 
 
-def _times(process: GaussianProcess, logsnrs: np.ndarray) -> np.ndarray:
+def _times(process: Process, logsnrs: np.ndarray) -> np.ndarray:
     # Rounding may leave the interval by an ulp, where a schedule need not be defined.
     return np.clip(process.time_of_logsnr(logsnrs), process.time_min, process.time_max)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion.base import Process
-from diffusion.process import GaussianProcess
 
 
 @runtime_checkable
@@ -46,7 +45,7 @@ class LogNormalTimes:
         if self.std <= 0:
             raise ValueError(f"std = {self.std} must be positive")
 
-    def __call__(self, process: GaussianProcess, key: Key[Array, ""], count: int) -> Float[Array, " count"]:
+    def __call__(self, process: Process, key: Key[Array, ""], count: int) -> Float[Array, " count"]:
         log_level = self.mean + self.std * jax.random.normal(key, (count,))
         return jnp.clip(process.time_of_logsnr(-2 * log_level), process.time_min, process.time_max)
 

@@ -3,6 +3,7 @@
   step       a whole training step (data, update, EMA, finite check, metrics) over the compiled forward + backward +
              optimiser of the same network on one fixed batch
   sampling   DDIM over NFE times one compiled forward
+  objectives seconds, FLOPs and temporary memory of each objective's compiled gradient over DSM's
   evaluation Frechet distance at 2048 dimensions; accumulation of moments over Inception's own time; and, where torch
              and torch-fidelity are installed, Inception against theirs on the same images
   start_up   seconds from `python main.py` to the first finished step: cold, and with the compilation cache warm
@@ -17,8 +18,6 @@ ratio are taken in turn, A B A B ..., and the ratio is the median over the pairs
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,34 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-Figure = dict[str, Any]
-
-
-def hardware() -> str:
-    """Device kind and count, and for CPUs how many cores this process may use."""
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind = device.device_kind if device.platform != "cpu" else f"{platform.machine()} CPU, {cores} cores"
-    return f"{jax.device_count()} x {kind}"
-
-
-def figure(suite: str, case: str, metric: str, value: float, n: int) -> Figure:
-    return {"suite": suite, "case": case, "metric": metric, "value": round(value, 4), "n": n, "hardware": hardware()}
-
-
-def paired(a: Callable[[], Any], b: Callable[[], Any], n: int) -> tuple[float, float, float]:
-    """Median seconds of `a` and of `b`, and the median of a / b over n pairs run in turn, after one warm-up of each."""
-    times: list[tuple[float, float]] = []
-    for i in range(n + 1):
-        pair = []
-        # The order alternates: whatever the first leaves behind (heat, caches) falls on both alike.
-        for run in (a, b) if i % 2 else (b, a):
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            pair.append(time.perf_counter() - begin)
-        times.append(tuple(pair) if i % 2 else tuple(reversed(pair)))
-    seconds = np.array(times[1:])
-    return (*np.median(seconds, axis=0), float(np.median(seconds[:, 0] / seconds[:, 1])))
+from scripts.benchmark_objectives import objectives_suite
+from scripts.measuring import Figure, figure, paired
 
 
 def image_experiment(quick: bool) -> tuple[Any, str]:
@@ -245,7 +218,10 @@ def _seconds_to_first_step(workdir: Path) -> float:
         process.wait()
 
 
-SUITES = {"step": step_suite, "sampling": sampling_suite, "evaluation": evaluation_suite, "start_up": start_up_suite}
+SUITES = {
+    "step": step_suite, "sampling": sampling_suite, "objectives": objectives_suite, "evaluation": evaluation_suite,
+    "start_up": start_up_suite,
+}  # fmt: skip
 
 
 def main() -> None:

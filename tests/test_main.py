@@ -42,6 +42,7 @@ def assert_one_line(ended, *parts):
         ([DIGITS, "--config.training.stepz=3"], ["config.training has no field 'stepz'", "steps", "log_every"]),
         ([DIGITS, "--config.trainings.steps=3"], ["config has no field 'trainings'", "training", "sampler"]),
         ([DIGITS, "--config.training.steps=many"], ["config.training.steps", "many"]),
+        ([DIGITS, "--config.seed=None"], ["config.seed = None: this field cannot be unset"]),
         ([DIGITS, "--nonsense=3"], ["nonsense"]),
     ],
 )
@@ -54,7 +55,8 @@ def test_a_command_line_that_cannot_be_read(arguments, parts):
     [
         ([], ["--config=FILE:NAME is missing", "--list_configs"]),
         ([DIGITS], ["--workdir=FOLDER is missing"]),
-        ([DIGITS, "--workdir=x", "--mode=fly"], ["--mode = 'fly' is not known; choose from train, sample, evaluate"]),
+        ([DIGITS, "--workdir=x", "--mode=fly"],
+         ["--mode = 'fly' is not known; choose from train, sample, evaluate, train_and_evaluate, reference"]),
         ([DIGITS, "--workdir=x", "steps=3"], ["not understood: steps=3"]),
     ],
 )
@@ -140,6 +142,20 @@ def test_data_that_cannot_be_used(command, tmp_path):
     np.savez(tmp_path / "labels.npz", images=np.zeros((100, 8, 8, 1), np.uint8), labels=labels)
     code, error = command({"data.source": f"npz:{tmp_path / 'labels.npz'}"})
     assert code == 2 and "labels.npz: labels lie in -1..98, outside 0..98" in error
+
+
+@pytest.mark.parametrize(("code", "called"), [(0, ["train", "evaluate"]), (143, ["train"])])
+def test_train_and_evaluate(command, monkeypatch, code, called):
+    """Both in one process, and no evaluation of a training that was stopped."""
+    import training.evaluation
+    import training.loop
+
+    calls = []
+    monkeypatch.setattr(training.loop, "train", lambda *a, **k: calls.append("train") or code)
+    monkeypatch.setattr(training.evaluation, "evaluate", lambda *a: calls.append("evaluate") or 0)
+    assert command(mode="train_and_evaluate")[0] == code and calls == called
+    calls.clear()
+    assert command(mode="train")[0] == code and calls == ["train"]
 
 
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])

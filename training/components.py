@@ -3,18 +3,24 @@
 A component is a frozen dataclass or a network class; the options of its section that are not None become its arguments.
 """
 
+import contextlib
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
-from diffusion import SCHEDULES
+from diffusion import PROCESSES, SCHEDULES
+from diffusion.base import Process
 from diffusion.networks import NETWORKS, Apply, initialise
 from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
+from evaluation.exact import exact_denoiser
 from evaluation.features import FEATURES
 from evaluation.metrics import check_metrics
 from evaluation.resize import RESIZES
@@ -28,7 +34,7 @@ from training.ema import EMA
 from training.optimizers import make_learning_rate, make_optimizer
 
 # Fields of a section that belong to the section, not to the component it names.
-_OF_SECTION = {"sampler": ("guidance", "guidance_interval")}
+_OF_SECTION = {"sampler": ("guidance", "guidance_interval"), "objective": ("label_dropout",)}
 
 
 def check(config: ConfigDict) -> None:
@@ -38,13 +44,33 @@ def check(config: ConfigDict) -> None:
       ValueError: naming field, value and choices.
     """
     known("prediction", config.prediction, PREDICTIONS)
-    make_process(config)
-    make_objective(config)
-    make_sampler(config)
+    check_method(config)
     make_ema(config)
     optimizer(config)
     network_options(config)
     check_evaluation(config)
+
+
+def check_method(config: ConfigDict) -> None:
+    """Traces objective and sampler on the process without computing anything: not every one can do with every other.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    process, objective, sampler = make_process(config), make_objective(config), make_sampler(config)
+    shape, keys = (4, 4, 1), jax.random.split(jax.random.key(0), 2)
+
+    def denoise(x_t: Array, t: Array, label: Array | None) -> Array:
+        return x_t
+
+    with _about("objective", config.objective):
+        jax.eval_shape(lambda x0: objective(denoise, process, x0, None, keys[0]), jnp.zeros((2, *shape)))
+    with _about("sampler", config.sampler):
+        jax.eval_shape(lambda keys: sampler.sample(denoise, process, keys, None, shape=shape), keys)
+    middle = jnp.full(1, 0.5 * (process.time_min + process.time_max))
+    if not 0 < objective.weighting(process, middle)[0] < jnp.inf:
+        raise ValueError(f"config.objective.weighting.name = '{config.objective.weighting.name}' gives no weight on "
+                         f"config.process.name = '{config.process.name}', which stands still")
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -71,6 +97,26 @@ def check_evaluation(config: ConfigDict) -> None:
         if len(section.features) > 1:
             raise ValueError(f"config.evaluation.reference = '{section.reference}': a file holds the statistics of one "
                              f"extractor, but config.evaluation.features = {tuple(section.features)}")
+    check_fisher_times(config)
+
+
+def check_fisher_times(config: ConfigDict) -> None:
+    """Checks the times at which the learnt score is compared with the exact one.
+
+    Raises:
+      ValueError: for times that the process does not have or that are given twice, or data whose score nobody knows.
+    """
+    times, process = tuple(config.evaluation.fisher_times), make_process(config)
+    names = {f"{time:g}" for time in times}
+    if len(names) < len(times) or not all(process.time_min <= time <= process.time_max for time in times):
+        raise ValueError(f"config.evaluation.fisher_times = {times} must be times between {process.time_min} and "
+                         f"{process.time_max}, those of config.process.name = '{config.process.name}', each once (six "
+                         "digits are told apart)")
+    if times and exact_denoiser(config.data.source, process) is None:
+        raise ValueError(f"config.evaluation.fisher_times = {times}: nobody knows the exact score of "
+                         f"config.data.source = '{config.data.source}' under config.process.name = "
+                         f"'{config.process.name}'. It is known of toy2d under every process with a Gaussian kernel, "
+                         "and of toy2d:three_modes under double_well")
 
 
 def features_options(config: ConfigDict, name: str) -> dict[str, Any]:
@@ -115,18 +161,24 @@ def build(field: str, section: ConfigDict, classes: dict[str, type], **more: Any
       ValueError: as `options`, or what the component says of a value, with the section's name before it.
     """
     given = options(field, section, classes)
-    try:
+    with _about(field, section):
         return classes[section.name](**given, **more)
+
+
+@contextlib.contextmanager
+def _about(field: str, section: ConfigDict) -> Iterator[None]:
+    """Says which section a component's complaint is about; messages begin with an option, or speak of several."""
+    try:
+        yield
     except ValueError as error:
-        # Messages begin with the option they are about, or speak of several.
-        about = str(error).split(" ")[0]
-        separator = "." if about in section else ": "
+        separator = "." if str(error).split(" ")[0] in section else ": "
         raise ValueError(f"config.{field}{separator}{error}") from error
 
 
-def make_process(config: ConfigDict) -> GaussianProcess:
-    """config.process -> process."""
-    return GaussianProcess(build("process", config.process, SCHEDULES))
+def make_process(config: ConfigDict) -> Process:
+    """config.process -> process: one without a kernel, or the Gaussian one over the schedule that is named."""
+    made = build("process", config.process, SCHEDULES | PROCESSES)
+    return made if config.process.name in PROCESSES else GaussianProcess(made)
 
 
 def make_objective(config: ConfigDict) -> Objective:
@@ -135,8 +187,7 @@ def make_objective(config: ConfigDict) -> Objective:
     more = {"sigma_data": config.sigma_data} if section.weighting.name == "edm" else {}
     weighting = build("objective.weighting", section.weighting, WEIGHTINGS, **more)
     time_sampler = build("objective.time_sampler", section.time_sampler, TIME_SAMPLERS)
-    known("objective.name", section.name, OBJECTIVES)
-    return OBJECTIVES[section.name](weighting=weighting, time_sampler=time_sampler)
+    return build("objective", section, OBJECTIVES, weighting=weighting, time_sampler=time_sampler)
 
 
 def make_sampler(config: ConfigDict) -> Sampler:

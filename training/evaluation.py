@@ -3,7 +3,7 @@
 Everything lands in the workdir:
   generated/<name>/          numbered batches of images (evaluation/generate.py)
   generated/<name>/<extractor>-<range>/, features/   what has been measured of generated and of real images
-  figures/<name>-*.png       samples; real beside generated; how one row of images emerges from noise
+  figures/<name>-*.png       samples; real beside generated; how one row of images emerges from noise; score fields
   results.jsonl              one line per evaluation: every number with what it depends on
   reference-<extractor>-<split>.npz   by mode `reference`: statistics that can be handed on
 """
@@ -17,33 +17,33 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from data.base import Source, all_images, gather
-from data.images import from_uint8, to_uint8
+from data.images import from_uint8
 from data.sources import open_source
 from evaluation.base import Features
 from evaluation.features import PRETRAINED
 from evaluation.features.classifier import train_or_load_classifier
 from evaluation.features.points import Points
-from evaluation.figures import denoising_strip, image_grid, real_beside_generated, save_grid, scatter_2d
+from evaluation.figures import image_grid
 from evaluation.generate import Generated
 from evaluation.metrics import available, check_reference, make_reference, measure, over_ranges
+from evaluation.modes import mass_error, mode_masses
 from evaluation.neighbours import memorisation_ratio
 from evaluation.one_pass import Interrupted
 from evaluation.references import Reference, read_reference, write_reference
 from training import components
 from training.experiment import Experiment
-from training.inference import first_images, generate_images, load_run, name_of
+from training.inference import generate_images, load_run, name_of
 from training.manifest import environment, git_revision, json_hash
 from training.mesh import make_mesh
 from training.metric_writers import MetricWriter
+from training.pictures import SAMPLES, draw
 from training.preemption import StopSignals
 from training.progress import duration
+from training.score_errors import score_errors
 from training.workdir import append_json_line
-
-STRIP_IMAGES, STRIP_STEPS, GRID_IMAGES = 10, 12, 64
 
 
 def evaluate(config: ConfigDict, workdir: str) -> int:
@@ -62,13 +62,15 @@ def evaluate(config: ConfigDict, workdir: str) -> int:
             extractors = [make_features(config, name, experiment.train, experiment.test, folder / "features")
                           for name in config.evaluation.features]  # fmt: skip
             references = {features.name: _reference(experiment, features, folder, stop) for features in extractors}
-            writer.start_tensorboard()
+            if config.training.tensorboard:
+                writer.start_tensorboard()
             count = config.evaluation.num_samples * config.evaluation.ranges
             generated = generate_images(experiment, params, folder, step, identity, stop, count=count)
             name = name_of(experiment, step, identity)
             ranges, details = _measure(experiment, generated, folder, name, extractors, references, stop)
-            pictures = _draw(experiment, params, generated, folder / "figures", name)
-            _record(experiment, step, identity, generated, ranges, details, pictures, writer)
+            pictures = draw(experiment, params, generated, folder / "figures", name)
+            errors, fields = score_errors(experiment, params, folder / "figures", name)
+            _record(experiment, step, identity, generated, ranges, errors, details, pictures | fields, writer)
         except Interrupted as problem:
             logging.info("Stopped by a signal; %s", problem)
             return stop.exit_code
@@ -176,6 +178,9 @@ def _measure(
         if evaluation.memorisation:
             sets = (images.read(0, count), all_images(experiment.train), all_images(experiment.test))
             numbers["memorisation_ratio"] = memorisation_ratio(*map(_unit_range, sets))
+        if experiment.test.provenance["name"] == "toy2d:three_modes":
+            points = images.read(0, count)
+            numbers["mass_error"], details["mode_masses"] = mass_error(points), mode_masses(points).tolist()
         ranges.append(numbers)
     return ranges, details
 
@@ -243,11 +248,11 @@ def _progress(what: str, count: int) -> Any:
 
 def _record(
     experiment: Experiment, step: int, identity: str, generated: Generated, ranges: list[dict[str, float]],
-    details: dict[str, Any], pictures: dict[str, Path], writer: MetricWriter,
+    errors: dict[str, float], details: dict[str, Any], pictures: dict[str, Path], writer: MetricWriter,
 ) -> None:
     """Numbers to results.jsonl, the metric writers and the log."""
     config, folder = experiment.config, writer.workdir
-    nfe, metrics, count = float(generated.nfe.mean()), over_ranges(ranges), config.evaluation.num_samples
+    nfe, metrics, count = float(generated.nfe.mean()), over_ranges(ranges) | errors, config.evaluation.num_samples
     facts = {
         "experiment": config.experiment, "step": step, "parameters_sha256": identity,
         "sampler": components.sampler_settings(config), "seed": config.evaluation.seed,
@@ -266,28 +271,8 @@ def _record(
     prefix = f"evaluate/{config.sampler.name}{nfe:.4g}"
     writer.write_scalars(step, {f"{prefix}/{metric}": value for metric, value in metrics.items()})
     if len(experiment.test.image_shape) == 3:
-        writer.write_images(step, {f"{prefix}/samples": image_grid(generated.read(0, min(GRID_IMAGES, count)), 8)})
+        writer.write_images(step, {f"{prefix}/samples": image_grid(generated.read(0, min(SAMPLES, count)), 8)})
     for metric, value in metrics.items():
         logging.info("%s = %.5g", metric, value)
     logging.info("NFE %.4g: results in %s, pictures: %s", nfe, folder / "results.jsonl",
                  ", ".join(str(path) for path in pictures.values()))
-
-
-def _draw(
-    experiment: Experiment, params: PyTree, generated: Generated, folder: Path, name: str
-) -> dict[str, Path]:
-    """Samples by number, real beside generated, and the strip from noise to image."""
-    paths = {kind: folder / f"{name}-{kind}.png" for kind in ("samples", "grid", "strip")}
-    count, test = min(len(generated), 100 * max(1, experiment.test.num_classes)), experiment.test
-    shown = gather(test, np.arange(len(test)))
-    if len(test.image_shape) == 1:
-        scatter_2d(paths["grid"], shown["image"][:count], generated.read(0, count))
-        return {"grid": paths["grid"]}
-    images, labels = generated.read(0, count), None if generated.labels is None else generated.labels[:count]
-    save_grid(paths["samples"], images[:GRID_IMAGES], 8)
-    real_beside_generated(paths["grid"], shown["image"], images, shown["label"] if test.num_classes else None, labels)
-    samples = first_images(experiment, params, STRIP_IMAGES, keep_steps=True)
-    steps = np.unique(np.linspace(0, len(samples.t_steps) - 1, STRIP_STEPS).round().astype(int))
-    levels = np.exp(-0.5 * experiment.process.logsnr(np.asarray(samples.t_steps[steps], np.float64)))
-    denoising_strip(paths["strip"], to_uint8(samples.x0_steps[steps]), levels)
-    return paths

@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 from data.base import Source
 from data.pipeline import Pipeline, make_pipeline
 from data.sources import open_source
-from diffusion.base import Denoiser
+from diffusion.base import Denoiser, Process
 from diffusion.denoiser import make_denoiser
 from diffusion.guidance import classifier_free
 from diffusion.networks import Apply
-from diffusion.process import GaussianProcess
 from diffusion.random import stream_key
 from scoring.base import Update, score_update
 from training import components
@@ -46,7 +45,7 @@ class Experiment:
     train: Source
     test: Source
     pipeline: Pipeline
-    process: GaussianProcess
+    process: Process
     apply: Apply
     params: dict[str, PyTree]
     updates: tuple[Update, ...]
@@ -88,7 +87,7 @@ class Experiment:
 
 
 def _denoiser(
-    config: ConfigDict, apply: Apply, process: GaussianProcess, params: PyTree, key: Key[Array, ""] | None
+    config: ConfigDict, apply: Apply, process: Process, params: PyTree, key: Key[Array, ""] | None
 ) -> Denoiser:
     def network(x: Array, noise_level: Array, label: Array | None) -> Array:
         return apply(params, x, noise_level, label, key)

@@ -39,6 +39,7 @@ FREE_FIELDS = (
     "training.sample_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.tensorboard",
     "training.profile",
 )
 
@@ -135,7 +136,7 @@ def _run(
                 raise _stuck_error(step, int(scalars["skipped_in_a_row"]), training.max_skipped_in_a_row)
             if last or (training.sample_every and step % training.sample_every == 0):
                 draw_samples(experiment, sampling_params(experiment, state), writer, step)
-            if step == start + 1:
+            if step == start + 1 and training.tensorboard:
                 writer.start_tensorboard()  # last, since its imports would hold up all of the above
             if last:
                 break

@@ -26,7 +26,7 @@ SOURCES = {
     "mnist5k": Entry(open_mnist5k),
     "fashion_mnist": Entry(open_fashion_mnist, splits=("train", "validation", "test")),
     "emoji": Entry(open_emoji),
-    "toy2d": Entry(open_toy2d, argument="checkerboard|swiss_roll|rings|mixture", argument_optional=True),
+    "toy2d": Entry(open_toy2d, argument="checkerboard|swiss_roll|rings|mixture|three_modes", argument_optional=True),
     "tfds": Entry(open_tfds, argument="<name>", splits=()),  # the set itself says which it has
     "folder": Entry(open_folder, argument="<path>"),
     "npz": Entry(open_npz, argument="<path>"),

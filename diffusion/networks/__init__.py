@@ -14,10 +14,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.networks.dit import DiT
+from diffusion.networks.energy import Energy
 from diffusion.networks.mlp import MLP
 from diffusion.networks.unet import UNet
 
-NETWORKS = {"mlp": MLP, "unet": UNet, "dit": DiT}
+NETWORKS = {"mlp": MLP, "energy": Energy, "unet": UNet, "dit": DiT}
 
 Params = dict  # nested, with string keys and array leaves
 Apply = Callable[..., Array]

@@ -120,7 +120,7 @@ class DiT(nnx.Module):
         self.patch_size = patch_size
         size = patch_size * patch_size * shape[2]
         self.embedding = ConditioningEmbedding(num_classes=num_classes, width=width, rngs=rngs)
-        self.inputs = linear(size, width, dtype=self.dtype, rngs=rngs)
+        self.inputs = linear(size, width, rngs=rngs)  # float32: bfloat16 would round small noise away
         self.blocks = stack_blocks(
             lambda: DiTBlock(width=width, num_heads=num_heads, rate=dropout, dtype=self.dtype, rngs=rngs),
             depth,
@@ -141,7 +141,7 @@ class DiT(nnx.Module):
         patch, grid = self.patch_size, side // self.patch_size
         conditioning = self.embedding(noise_level, label)
         tokens = x.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3).reshape(batch, grid * grid, -1)
-        h = self.inputs(tokens)
+        h = self.inputs(tokens).astype(self.dtype)
         h = h + jnp.asarray(position_embedding(grid, h.shape[-1]), self.dtype)
         h = scan_blocks(self.blocks, h, conditioning, key)
         scale, shift = jnp.split(self.modulation(conditioning), 2, axis=-1)

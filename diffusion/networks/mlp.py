@@ -80,7 +80,7 @@ class MLP(nnx.Module):
         self.dtype = compute_dtype(dtype)
         size = math.prod(shape)
         self.embedding = ConditioningEmbedding(num_classes=num_classes, width=width, rngs=rngs)
-        self.inputs = linear(size, width, dtype=self.dtype, rngs=rngs)
+        self.inputs = linear(size, width, rngs=rngs)  # float32: bfloat16 would round small noise away
         self.blocks = stack_blocks(lambda: MLPBlock(width=width, rate=dropout, dtype=self.dtype, rngs=rngs), depth)
         self.norm = plain_layer_norm(width, self.dtype)
         self.outputs = linear(width, size, init=zeros, dtype=self.dtype, rngs=rngs)
@@ -94,6 +94,6 @@ class MLP(nnx.Module):
     ) -> Float[Array, "batch *shape"]:
         """The network's float32 output for inputs of about unit variance; see `diffusion.networks`."""
         conditioning = self.embedding(noise_level, label)
-        h = self.inputs(x.reshape(x.shape[0], -1))
+        h = self.inputs(x.reshape(x.shape[0], -1)).astype(self.dtype)
         h = scan_blocks(self.blocks, h, conditioning, key)
         return self.outputs(jax.nn.silu(self.norm(h))).astype(jnp.float32).reshape(x.shape)

@@ -247,7 +247,8 @@ class UNet(nnx.Module):
         embedding = EMBEDDING_RATIO * width
         self.plan = _plan(side, width, tuple(channel_multipliers), blocks_per_level)
         self.embedding = ConditioningEmbedding(num_classes=num_classes, width=embedding, rngs=rngs)
-        self.inputs = conv(channels, width, dtype=self.dtype, rngs=rngs)
+        # float32: bfloat16 would round small noise away.
+        self.inputs = conv(channels, width, dtype=jnp.float32, rngs=rngs)
         self.blocks = nnx.Dict(
             {
                 step.name: UNetBlock(
@@ -275,7 +276,7 @@ class UNet(nnx.Module):
     ) -> Float[Array, "batch side side channels"]:
         """The network's float32 output for inputs of about unit variance; see `diffusion.networks`."""
         conditioning = self.embedding(noise_level, label)
-        h = self.inputs(x)
+        h = self.inputs(x).astype(self.dtype)
         skips = [h]
         for index, step in enumerate(self.plan):
             if step.takes_skip:

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from configs import base
 from configs.base import Preset, choose, get_config, validate
 from configs.listing import all_presets, list_configs
-from diffusion import SCHEDULES
+from diffusion import PROCESSES, SCHEDULES
 from diffusion.networks import NETWORKS
 from samplers import SAMPLERS
+from scoring import OBJECTIVES
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
 
@@ -21,9 +22,10 @@ PRESETS = all_presets()
 
 # Sections whose fields become arguments of the class that the section names.
 COMPONENTS = {
-    "process": SCHEDULES,
+    "process": SCHEDULES | PROCESSES,
     "network": NETWORKS,
     "sampler": SAMPLERS,
+    "objective": OBJECTIVES,
     "objective.weighting": WEIGHTINGS,
     "objective.time_sampler": TIME_SAMPLERS,
 }
@@ -160,5 +162,6 @@ def test_every_option_of_a_component_is_a_field():
         fields = set(leaves(get_config()))
         for name, made in classes.items():
             options = set(inspect.signature(made.__init__).parameters) - {"self", "shape", "num_classes", "rngs"}
-            missing = {option for option in options if f"{section}.{option}" not in fields} - {"sigma_data"}
+            missing = {option for option in options if f"{section}.{option}" not in fields}
+            missing -= {"sigma_data", "weighting", "time_sampler"}  # of another section, or sections of their own
             assert not missing, (name, missing)

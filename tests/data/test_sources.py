@@ -9,7 +9,7 @@ import pytest
 
 from data.base import ArraySource, Source, array_source
 from data.sources import SOURCES, fashion_mnist, open_source, packaged
-from data.sources.toy2d import MIXTURE_MEANS, MIXTURE_STD
+from data.sources.toy2d import CORNERS, MIXTURE_MEANS, MIXTURE_STD, SQUARE
 
 PACKAGED = ("digits", "mnist5k", "emoji", "toy2d:rings")
 
@@ -123,6 +123,8 @@ def test_toy_points_lie_where_they_should():
     assert cells.min() == 0 and cells.max() == 3 and (cells.sum(axis=1) % 2 == 0).all()
     counts = np.bincount(cells[:, 0] * 4 + cells[:, 1])
     np.testing.assert_allclose(counts[counts > 0], 50_000 / 8, atol=5 * np.sqrt(50_000 / 8))
+    inside = ((board[:, None] >= CORNERS) & (board[:, None] <= CORNERS + SQUARE)).all(axis=-1)
+    assert (inside.sum(axis=1) == 1).all() and inside.any(axis=0).all()
 
     rings = open_source("toy2d:rings", "train")
     excess = np.linalg.norm(rings.images, axis=1) - (rings.labels + 1) / 4
@@ -145,6 +147,20 @@ def test_toy_mixture_has_its_moments():
         np.testing.assert_allclose(points.mean(axis=0), MIXTURE_MEANS[k], atol=5 * MIXTURE_STD / np.sqrt(len(points)))
         np.testing.assert_allclose(np.cov(points.T), MIXTURE_STD**2 * np.eye(2), atol=2.5e-4)
     np.testing.assert_allclose(np.linalg.norm(MIXTURE_MEANS, axis=1), 0.75)
+
+
+def test_toy_modes_have_their_masses_and_moments():
+    """Constants written out: they are those of a published demonstration."""
+    source = open_source("toy2d:three_modes", "train")
+    assert source.num_classes == 0
+    points = source.images.astype(np.float64)
+    modes = np.digitize(points, [-0.4, 0.8])
+    for k, (weight, mean) in enumerate([(0.5, -0.9), (0.2, 0.1), (0.3, 1.5)]):
+        shares = (modes == k).mean(axis=0)
+        np.testing.assert_allclose(shares, weight, atol=5 * np.sqrt(weight * (1 - weight) / 50_000))
+        mine = points[modes == k]
+        assert abs(mine.mean() - mean) < 5 * 0.05 / np.sqrt(len(mine)) and abs(mine.std() - 0.05) < 1e-3
+    assert abs(np.corrcoef(points.T)[0, 1]) < 5 / np.sqrt(50_000)
 
 
 def test_toy_splits_are_other_draws():

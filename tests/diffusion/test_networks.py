@@ -19,6 +19,7 @@ BATCH, CLASSES = 4, 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OPTIONS = {
     "mlp": {"shape": (2,), "num_classes": CLASSES, "width": 16, "depth": 2, "dropout": 0.5},
+    "energy": {"shape": (2,), "num_classes": CLASSES, "width": 16, "depth": 2, "dropout": 0.5},
     "unet": {
         "shape": (4, 4, 1),
         "num_classes": CLASSES,
@@ -395,7 +396,7 @@ def test_unet_parameter_count():
         ("mlp", {"width": -1}, "mlp.*width is -1"),
         ("mlp", {"dropout": 1.0}, r"dropout is 1.0.*\[0, 1\)"),
         ("mlp", {"dtype": "float16"}, "'float16'.*float32, bfloat16"),
-        ("resnet", {}, "'resnet'.*mlp, unet, dit"),
+        ("resnet", {}, "'resnet'.*mlp, energy, unet, dit"),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(name, change, words):

@@ -195,6 +195,15 @@ def test_require_kernel(process):
     class Simulated:
         time_min, time_max = 0.0, 1.0
 
+        def alpha(self, t):
+            return 1.0
+
+        def sigma(self, t):
+            return 0.5
+
+        def logsnr(self, t):
+            return 1.4
+
         def drift(self, x, t):
             return x
 

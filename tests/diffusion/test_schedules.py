@@ -8,11 +8,16 @@ from scipy.integrate import solve_ivp
 
 from diffusion import SCHEDULES
 from diffusion.process import GaussianProcess
-from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
+from diffusion.schedules import EDM, Constant, Cosine, RectifiedFlow, VPLinear
+from diffusion.sde_schedules import VE, SubVP
 
 ALL = {
     "vp_linear": VPLinear(),
     "vp_linear mild": VPLinear(beta_min=0.2, beta_max=12.0),
+    "sub_vp": SubVP(),
+    "sub_vp mild": SubVP(beta_min=0.2, beta_max=12.0),
+    "ve": VE(),
+    "ve wide": VE(sigma_min=0.02, sigma_max=348.0),
     "cosine": Cosine(),
     "cosine shifted": Cosine(shift=0.5, logsnr_limit=10.0),
     "edm": EDM(),
@@ -43,6 +48,10 @@ def truncated_cosine(t, logsnr_limit, shift):
 KERNELS = {
     "vp_linear": lambda t: (np.exp(-(0.1 * t + 9.95 * t**2) / 2), np.sqrt(1 - np.exp(-(0.1 * t + 9.95 * t**2)))),
     "vp_linear mild": lambda t: (np.exp(-(0.2 * t + 5.9 * t**2) / 2), np.sqrt(1 - np.exp(-(0.2 * t + 5.9 * t**2)))),
+    "sub_vp": lambda t: (np.exp(-(0.1 * t + 9.95 * t**2) / 2), 1 - np.exp(-(0.1 * t + 9.95 * t**2))),
+    "sub_vp mild": lambda t: (np.exp(-(0.2 * t + 5.9 * t**2) / 2), 1 - np.exp(-(0.2 * t + 5.9 * t**2))),
+    "ve": lambda t: (np.ones_like(t), 0.01 * 5000**t),
+    "ve wide": lambda t: (np.ones_like(t), 0.02 * 17400**t),
     "cosine": lambda t: truncated_cosine(t, 15.0, 1.0),
     "cosine shifted": lambda t: truncated_cosine(t, 10.0, 0.5),
     "edm": lambda t: (np.ones_like(t), (80 ** (1 / 7) * t + 0.002 ** (1 / 7) * (1 - t)) ** 7),
@@ -58,6 +67,7 @@ SLOPES = {
         -14 * (80 ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) * t + 0.002 ** (1 / 7) * (1 - t)),
     ),
     "rectified_flow": lambda t: (-1 / (1 - t), -2 / (1 - t) - 2 / t),
+    "ve": lambda t: (np.zeros_like(t), -2 * np.log(5000) * np.ones_like(t)),
 }
 
 
@@ -173,6 +183,37 @@ def test_cosine_limits_and_shift():
     np.testing.assert_allclose(moved, -2 * np.log(4), rtol=1e-10)
 
 
+@pytest.mark.parametrize("sigma_max, ratio", [(50, 4.127), (90, 4.267), (348, 4.573), (1348, 4.860)])
+def test_diffusion_of_ve(sigma_max, ratio):
+    """Its SDE has g = sigma sqrt(2 log(sigma_max / sigma_min)) [Song et al. 2021]; the ratios by hand."""
+    process, t = GaussianProcess(VE(sigma_max=float(sigma_max))), np.linspace(0, 1, 7)
+    np.testing.assert_allclose(process.diffusion(t) / process.sigma(t), ratio, atol=5e-4)
+
+
+def test_diffusion_of_sub_vp():
+    """Its SDE has g^2 = beta (1 - exp(-2 B)) [Song et al. 2021], and g / sigma falls from far above 1; by hand."""
+    process, t = GaussianProcess(SubVP()), np.array([0.001, 0.1, 0.5, 1.0])
+    g2 = (0.1 + 19.9 * t) * (1 - np.exp(-2 * (0.1 * t + 9.95 * t**2)))
+    np.testing.assert_allclose(process.diffusion(t) ** 2, g2, rtol=1e-10)
+    np.testing.assert_allclose(process.diffusion(t) / process.sigma(t), [46.7, 6.18, 3.43, 4.47], rtol=2e-3)
+    # Negative control: the VP process of the same noise rates is another one.
+    assert np.abs(GaussianProcess(VPLinear()).diffusion(t) ** 2 / g2 - 1).max() > 1
+
+
+def test_constant_has_one_level_and_no_time():
+    process, t = GaussianProcess(Constant(level=0.3)), np.linspace(0, 1, 5)
+    assert (process.alpha(t) == 1).all() and (process.sigma(t) == 0.3).all()
+    np.testing.assert_allclose(np.exp(-process.logsnr(t) / 2), 0.3, rtol=1e-12)
+    assert (process.schedule.log_alpha_slope(t) == 0).all() and (process.schedule.logsnr_slope(t) == 0).all()
+    assert (process.diffusion(t) == 0).all()  # nothing moves
+    for name in FUNCTIONS:
+        single = getattr(process.schedule, name)(jnp.asarray(t, jnp.float32))
+        assert single.dtype == jnp.float32
+        np.testing.assert_allclose(single, getattr(process.schedule, name)(t), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"one noise level, 0.3, at every time, so a log-SNR has no time"):
+        process.time_of_logsnr(np.array([1.0]))
+
+
 def test_edm_ends():
     np.testing.assert_allclose(EDM().sigma(np.array([0.0, 1.0])), [0.002, 80.0], rtol=1e-12)
 
@@ -191,6 +232,11 @@ def test_edm_ends():
         (lambda: EDM(sigma_min=0.0), "sigma_min"),
         (lambda: EDM(sigma_max=0.001), "sigma_max"),
         (lambda: EDM(rho=0.5), "rho=0.5"),
+        (lambda: VE(sigma_min=0.0), "sigma_min"),
+        (lambda: VE(sigma_max=0.001), "sigma_max"),
+        (lambda: SubVP(time_min=0.0), "time_min"),
+        (lambda: SubVP(beta_max=0.01), "beta_max"),
+        (lambda: Constant(level=0.0), "level=0.0"),
         (lambda: RectifiedFlow(time_min=0.0), "time_min"),
         (lambda: RectifiedFlow(time_max=1.0), "time_max"),
     ],
@@ -201,4 +247,4 @@ def test_bad_fields_are_refused_by_name(make, field):
 
 
 def test_every_named_schedule_is_tested():
-    assert {type(schedule) for schedule in ALL.values()} == set(SCHEDULES.values())
+    assert {type(schedule) for schedule in ALL.values()} | {Constant} == set(SCHEDULES.values())

@@ -12,7 +12,7 @@ from evaluation.features.points import Points
 from evaluation.metrics import METRICS, available, check_metrics, make_reference, measure, over_ranges
 
 COUNT = 150
-METRICS_OF_ALL = [metric for metric in METRICS if metric not in ("sfd", "inception_score", "fd_infinity")]
+METRICS_OF_ALL = [metric for metric in METRICS if metric not in ("sfd", "inception_score", "w1", "fd_infinity")]
 
 
 class Pixels:
@@ -91,7 +91,7 @@ def test_worse_images_get_worse_numbers(options):
 
 
 def test_only_inception_has_fid_sfid_and_an_inception_score(options):
-    every = [metric for metric in METRICS if metric != "fd_infinity"]
+    every = [metric for metric in METRICS if metric not in ("w1", "fd_infinity")]
     metrics, details = numbers(images(2, 1000), reference(images(1), options, INCEPTION, every), options, INCEPTION,
                                every)  # fmt: skip
     assert metrics.keys() == {"fid1k_test_tf1", "sfid1k_test_tf1", "kid1k_test_tf1", "is1k_tf1", "precision1k_test_tf1",
@@ -173,6 +173,22 @@ def test_points_are_compared_as_they_are(options):
     close, _ = numbers(near, against, options, Points(), ["fd", "kid"])
     far, _ = numbers(near + 3, against, options, Points(), ["fd", "kid"])
     assert close["fd400_test_points"] < 0.05 and far["fd400_test_points"] == pytest.approx(18, abs=1.5)
+
+
+def test_the_wasserstein_distance_is_of_points(options):
+    """Of as many points: the mean distance of the sorted ones, in each coordinate; a shift is its own distance."""
+    draw = np.random.default_rng(0)
+    real, new = (draw.normal(size=(400, 2)).astype(np.float32) for _ in range(2))
+    against = make_reference(reader(real), 400, Points(), ["w1"], facts={}, **options)
+    measured, _ = numbers(new, against, options, Points(), ["w1"])
+    by_hand = np.abs(np.sort(new, axis=0) - np.sort(real, axis=0)).mean()
+    assert measured == {"wasserstein400_test_points": pytest.approx(by_hand, rel=1e-5)}
+    shifted, _ = numbers(real + np.float32([3, -1]), against, options, Points(), ["w1"])
+    assert shifted["wasserstein400_test_points"] == pytest.approx(2, rel=1e-5)
+    assert available(["w1", "fd"], "points") == ["w1", "fd"] and available(["w1", "fd"], "efflite0") == ["fd"]
+    for features in ("efflite0", "inception"):
+        with pytest.raises(ValueError, match=f"metric 'w1' needs the features 'points', got {features}"):
+            check_metrics(["w1"], [features], 50)
 
 
 def test_the_classifier_says_what_it_thinks_of_the_labels(options):

@@ -18,6 +18,7 @@ INCEPTION = {"name": "inception", "official": True, "resize": "clean", "weights_
         ("fd", 5000, INCEPTION | {"official": False}, "fd5k_train_otherinception"),
         ("kid", 5000, {"name": "efflite0"}, "kid5k_train_efflite0"),
         ("fd", 1438, {"name": "classifier"}, "fd1438_train_classifier"),
+        ("w1", 10_000, {"name": "points"}, "wasserstein10k_train_points"),
         ("precision", 500, {"name": "dinov2"}, "precision500_train_dinov2"),
     ],
 )
@@ -48,7 +49,8 @@ def test_counts(count, label):
     ("name", "better"),
     [("fid50k_train_tf1", -1), ("fid50k_train_tf1_min", -1), ("is50k_tf1_mean", 1), ("recall5k_test_efflite0", 1),
      ("fd360_test_classifier_of_train", None), ("fd360_test_classifier_ratio", -1), ("class_accuracy", 1),
-     ("class_accuracy_mean", 1), ("class_total_variation", -1), ("memorisation_ratio", None), ("fdinf5k_x_y", -1)],
+     ("class_accuracy_mean", 1), ("class_total_variation", -1), ("memorisation_ratio", None), ("fdinf5k_x_y", -1),
+     ("fisher_error", -1), ("fisher_error_t0.05", -1), ("wasserstein10k_test_points_mean", -1), ("mass_error_min", -1)],
 )  # fmt: skip
 def test_which_way_is_better(name, better):
     assert direction(name) == better

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -36,7 +37,7 @@ def test_a_figure_is_a_line_of_json_with_the_hardware(script):
 def machine(script, monkeypatch):
     """A machine whose work takes the seconds it is told, times a drift of 10 % per run."""
     state = {"now": 0.0, "speed": 1.0, "order": ""}
-    monkeypatch.setattr(script.time, "perf_counter", lambda: state["now"])
+    monkeypatch.setattr(time, "perf_counter", lambda: state["now"])
 
     def work(name, seconds):
         def run():

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs.base import get_config
-from diffusion import SCHEDULES
+from diffusion import PROCESSES, SCHEDULES
 from diffusion.networks import NETWORKS
 from diffusion.prediction import PREDICTIONS
 from samplers import SAMPLERS
@@ -22,10 +22,16 @@ def config_with(**fields):
     return config
 
 
+def bare_process(config):
+    """The component that config.process names: the schedule of a Gaussian process, or the process itself."""
+    process = components.make_process(config)
+    return getattr(process, "schedule", process)
+
+
 @pytest.mark.parametrize(
     ("field", "classes", "get"),
     [
-        ("process.name", SCHEDULES, lambda config: components.make_process(config).schedule),
+        ("process.name", SCHEDULES | PROCESSES, bare_process),
         ("sampler.name", SAMPLERS, components.make_sampler),
         ("objective.name", OBJECTIVES, components.make_objective),
         ("objective.weighting.name", WEIGHTINGS, lambda config: components.make_objective(config).weighting),
@@ -78,7 +84,7 @@ def test_the_network_gets_its_options():
 
 
 UNKNOWN = {
-    "process.name": SCHEDULES,
+    "process.name": SCHEDULES | PROCESSES,
     "network.name": NETWORKS,
     "sampler.name": SAMPLERS,
     "objective.name": OBJECTIVES,
@@ -152,32 +158,22 @@ def test_a_network_that_cannot_take_the_image_says_so(fields, shape, message):
     assert "\n" not in str(caught.value) and "config." in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, "dsm"])
+@pytest.mark.parametrize("name", ["ancestral", "ddim", "heun", "dsm"])
 def test_what_needs_a_kernel_refuses_a_process_without_one(name):
-    """No schedule of ours lacks the kernel; a process that can only be simulated does."""
-
-    class Simulated:
-        time_min, time_max = 0.0, 1.0
-
-        def drift(self, x, t):
-            return -x
-
-        def diffusion(self, t):
-            return 1.0
-
-        def prior(self, keys, shape):
-            return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    """A process that can only be simulated, as configured."""
 
     def denoise(x, t, label):
         return x
 
     keys, config = jax.random.split(jax.random.key(0), 2), get_config()
-    with pytest.raises(ValueError, match="needs a process with a closed-form Gaussian kernel, and Simulated has none"):
+    config.process.name = "double_well"
+    process = components.make_process(config)
+    with pytest.raises(ValueError, match="needs a process with a closed-form Gaussian kernel, and DoubleWell has none"):
         if name == "dsm":
-            components.make_objective(config)(denoise, Simulated(), jax.numpy.zeros((2, 3)), None, jax.random.key(0))
+            components.make_objective(config)(denoise, process, jax.numpy.zeros((2, 3)), None, jax.random.key(0))
         else:
             config.sampler.name = name
-            components.make_sampler(config).sample(denoise, Simulated(), keys, None, shape=(3,))
+            components.make_sampler(config).sample(denoise, process, keys, None, shape=(3,))
 
 
 def test_components_are_plain_values():
