@@ -30,6 +30,8 @@ class Denoiser(Protocol):
 class Process(Protocol):
     """A noising process dx = f(x, t) dt + g(t) dw on t in [time_min, time_max], noise at the end.
 
+    `conditioning(t)` is what a network is told of the time, about in [-3, 3].
+
     With a Gaussian kernel, x_t = alpha x0 + sigma noise, it also has `corrupt` and `posterior`. Without one it has
     `simulate`, and alpha = 1 and sigma, about the width over which p_t varies, are only the scales in which a network
     sees x: its denoiser is x_t + sigma^2 score by definition.
@@ -43,6 +45,8 @@ class Process(Protocol):
     def sigma(self, t: Any) -> Any: ...
 
     def logsnr(self, t: Any) -> Any: ...
+
+    def conditioning(self, t: Any) -> Any: ...
 
     def drift(self, x: Float[Array, "batch *shape"], t: Float[Array, " batch"]) -> Float[Array, "batch *shape"]: ...
 

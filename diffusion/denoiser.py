@@ -2,7 +2,8 @@
 
   1. Input scale: x_in = x_t / sqrt(sigma^2 + alpha^2 d^2), of unit variance at every t for data of standard deviation d
      [Karras et al. 2022, eq. 7; the identity for a VP process with d = 1].
-  2. Noise level: c_noise = log(sigma / alpha) / 4 = -lambda / 8 [Karras et al. 2022, table 1].
+  2. Time: c_noise = log(sigma / alpha) / 4 = -lambda / 8 [Karras et al. 2022, table 1]; a process whose sigma does not
+     determine the time has its own (`conditioning`).
   3. x0_hat = to_x0(network(x_in, c_noise, label)) by the table of `diffusion/prediction.py`.
 """
 
@@ -40,7 +41,7 @@ def make_denoiser(
     ) -> Float[Array, "batch *shape"]:
         alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
         scale = 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)  # (1)
-        output = network(scale * x_t, -process.logsnr(t) / 8, label)  # (2)
+        output = network(scale * x_t, process.conditioning(t), label)  # (2)
         return to_x0(output.astype(jnp.float32), x_t, alpha, sigma, sigma_data)  # (3)
 
     return denoise

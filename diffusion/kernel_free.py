@@ -65,6 +65,10 @@ class Static(KernelFree):
     def sigma(self, t: Scalar) -> Scalar:
         return self.scale * array_namespace(t).ones_like(t)
 
+    def conditioning(self, t: Scalar) -> Scalar:
+        """The same at every t, as the density is."""
+        return array_namespace(t).zeros_like(t)
+
     def drift(self, x: Float[Array, "batch *shape"], t: Float[Array, " batch"]) -> Float[Array, "batch *shape"]:
         return jnp.zeros_like(x)
 
@@ -112,6 +116,10 @@ class LangevinProcess(KernelFree):
     def sigma(self, t: Scalar) -> Scalar:
         xp = array_namespace(t)
         return xp.minimum(xp.sqrt(self.clock(t)), self.length)
+
+    def conditioning(self, t: Scalar) -> Scalar:
+        """log(tau) / 8: log(sigma) / 4 on short paths, but it goes on where sigma has reached its end."""
+        return array_namespace(t).log(self.clock(t)) / 8
 
     def drift(self, x: Float[Array, "batch *shape"], t: Float[Array, " batch"]) -> Float[Array, "batch *shape"]:
         return 0.5 * expand(self.rate(t), x) * self.force(x)

@@ -39,6 +39,10 @@ class GaussianProcess:
     def logsnr(self, t: Scalar) -> Scalar:
         return self.schedule.logsnr(t)
 
+    def conditioning(self, t: Scalar) -> Scalar:
+        """What a network is told of t: EDM's c_noise, log(sigma / alpha) / 4, about in [-3, 3]."""
+        return -self.logsnr(t) / 8
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         return self.schedule.time_of_logsnr(logsnr)
 

@@ -6,8 +6,8 @@ Mode `kernel`, the paper's loss [eq. 18 to 20; `gamma`: eq. 21]:
   1. x' = center + b z,   center = alpha x0 (`mean`) or x0 as printed (`x0`),   b = sigma_t (`std`) or g(t) (`g`)
   2. T = gamma z's(x') / b,   N = |s(x')|^2 / 2
   3. Completing the square:  T + N = |s(x') + z / b|^2 / 2 - |z|^2 / (2 b^2)   for gamma = 1:
-     DSM minus a term without parameters. Same gradient for every draw, same minimiser, same cost; only the plotted value
-     differs. The minimiser is gamma times the score of center + b z, so p_t's own only with the defaults.
+     DSM minus a term without parameters. Same gradient for every draw, same minimiser, same cost; only the value that
+     is plotted differs. The minimiser is gamma times the score of center + b z: p_t's own only with the defaults.
 
 Mode `local`, ours, for any process, also one that can only be simulated:
   4. x_t ~ p_t,   x' = x_t + b z,   b = local_c sigma_t

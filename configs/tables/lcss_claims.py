@@ -54,7 +54,7 @@ def _collapses(values: Values) -> tuple[bool, str]:
 
 
 def _nonaffine(values: Values) -> tuple[bool, str]:
-    lcss, wrong = (values.get(f"nonaffine_{name}", "fisher_error") for name in ("lcss_c0.2", "dsm_wrong_kernel"))
+    lcss, wrong = (values.get(f"nonaffine_{name}", "fisher_error") for name in ("lcss_c0.2_center", "dsm_wrong_kernel"))
     text = f"Fisher error {lcss.mean():.3g} (n={len(lcss)}); of DSM with a Gaussian kernel {wrong.mean():.3g}"
     return bool(lcss.max() < 0.05 and wrong.min() > 0.3), text
 
@@ -101,7 +101,7 @@ CLAIMS = (
           source="section 4.2.3 (collapse)", rows=("checkerboard_clean_ssm_vr",), predicate=_runs_away,
           explanation="Data of compact support have no score to match at their edge, and the loss falls without end."),
     Claim(name="nonaffine", text="LCSS does not need an affine SDE.", source="section 2.4",
-          rows=("nonaffine_lcss_c0.2", "nonaffine_dsm_wrong_kernel"), predicate=_nonaffine,
+          rows=("nonaffine_lcss_c0.2_center", "nonaffine_dsm_wrong_kernel"), predicate=_nonaffine,
           explanation="Not as printed, with the noise around the clean sample, which needs a Gaussian kernel; but in "
                       "mode local, around a simulated x_t."),
     Claim(name="gamma_ablation", text="gamma = 0.5 leaves only noise, gamma = 10 contours without texture.",

@@ -18,6 +18,8 @@ from evaluation.report.records import finite, number
 GROUPS = {
     "Fréchet distance": ("fid", "fidinf", "fd", "fdinf", "sfid", "sfd"),
     "Kernel distance": ("kid", "cmmd"),
+    "Points": ("wasserstein", "mass"),
+    "Score": ("fisher",),
     "Inception Score": ("is",),
     "Fidelity and diversity": ("precision", "recall", "density", "coverage"),
     "Classes": ("class",),

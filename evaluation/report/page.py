@@ -17,7 +17,8 @@ from evaluation.report.pictures import SAMPLES, Picture, comparable, load_pictur
 from evaluation.report.records import Row, Run, ema_label, experiment_of, finite, labels_of, number, rows_of
 
 _COSTS = {"NFE": lambda row: row.nfe, "seconds per image": lambda row: row.seconds_per_image}
-_CAPTIONS = {"grid": "Real beside generated.", "strip": "From noise (left) to image (right)."}
+_CAPTIONS = {"grid": "Real beside generated.", "strip": "From noise (left) to image (right).",
+             "field": "The learnt score beside the exact one."}  # fmt: skip
 
 
 def render(runs: Sequence[Run]) -> tuple[str, list[str]]:

@@ -11,6 +11,7 @@ from diffusion import PROCESSES
 from diffusion.base import Process, has_kernel, require_kernel
 from diffusion.denoiser import make_denoiser, score
 from diffusion.kernel_free import DoubleWell, Static
+from diffusion.phi4 import Phi4
 from diffusion.random import image_keys, image_noise
 
 WELL = DoubleWell()
@@ -156,3 +157,19 @@ def test_simulation_starts_where_the_clock_does():
 def test_bad_fields_are_refused_by_name(make, field):
     with pytest.raises(ValueError, match=field):
         make()
+
+
+def test_a_network_can_tell_all_times_apart():
+    """sigma stays at the length of pi while p_t still changes: what the network is told must not."""
+    for process in (DoubleWell(), Phi4()):
+        t = np.linspace(process.time_min, process.time_max, 200)
+        seen = []
+
+        def network(x_in, level, label, seen=seen):
+            seen.append(np.asarray(level))
+            return x_in
+
+        denoise = make_denoiser(network, process, prediction="x0", sigma_data=0.5)
+        denoise(jnp.zeros((200, 1)), jnp.asarray(t, jnp.float32), None)
+        assert (np.diff(seen[0]) > 1e-4).all() and np.abs(seen[0]).max() < 3
+        assert np.ptp(np.asarray(process.sigma(t))[100:]) == 0

@@ -20,13 +20,6 @@ OPTIONS = {
 ROUNDED = {0.001: 0.85, 0.01: 0.086, 0.1: 0.009}
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr in order, those inside calls and loops too."""
-    for equation in jaxpr.eqns:
-        subs = jax.extend.core.jaxprs_in_params(equation.params)
-        yield from (inner for sub in subs for inner in equations(sub)) if subs else (equation,)
-
-
 def reached(jaxpr, inputs):
     """Equations that depend on `inputs`, in order, with the same inside of calls."""
     known = set(inputs)
@@ -48,12 +41,19 @@ def test_x_meets_the_first_weights_in_float32(name):
     """From the input to the first product with weights nothing is rounded; the body then runs in bfloat16."""
     apply, params = initialise(name, jax.random.key(0), **OPTIONS[name], dtype="bfloat16")
     x = jnp.zeros((2, 8, 8, 1))
-    jaxpr = jax.make_jaxpr(lambda x: apply(params, x, jnp.zeros(2)))(x).jaxpr
-    path = list(reached(jaxpr, jaxpr.invars))
-    products = [e for e in path if e.primitive.name in ("dot_general", "conv_general_dilated")]
-    first = path[: path.index(products[0]) + 1]
-    assert {v.aval.dtype for e in first for v in (*e.invars, *e.outvars)} <= {jnp.dtype("float32")}
-    assert any(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
+
+    def dtypes(function):
+        """Of everything up to and including the first product that x enters, and of the factors of all products."""
+        jaxpr = jax.make_jaxpr(function)(x).jaxpr
+        path = list(reached(jaxpr, jaxpr.invars))
+        products = [e for e in path if e.primitive.name in ("dot_general", "conv_general_dilated")]
+        first = path[: path.index(products[0]) + 1]
+        return [{v.aval.dtype.name for e in group for v in (*e.invars, *e.outvars)} for group in (first, products)]
+
+    first, body = dtypes(lambda x: apply(params, x, jnp.zeros(2)))
+    assert first == {"float32"} and body == {"float32", "bfloat16"}
+    rounded, _ = dtypes(lambda x: apply(params, x.astype(jnp.bfloat16).astype(jnp.float32), jnp.zeros(2)))
+    assert "bfloat16" in rounded
 
 
 @pytest.mark.parametrize("spread", ROUNDED)
@@ -73,7 +73,3 @@ def test_response_of_the_first_layer_to_small_noise(spread):
 
     assert error(moved, x) < 1e-3
     assert error(np.asarray(jnp.asarray(moved, jnp.bfloat16), np.float32), x) == pytest.approx(ROUNDED[spread], rel=0.1)
-
-
-
-

@@ -74,7 +74,7 @@ def represent():
 
 @pytest.fixture(scope="session")
 def create():
-    """(name, **options) -> an objective in the units of the score-matching papers: E[T + N], summed over coordinates."""
+    """(name, **options) -> an objective in the units of score-matching papers: E[T + N], summed over coordinates."""
 
     def make(name, **options):
         options = {"weighting": ScoreWeighting(), "time_sampler": UniformTimes(), "reduction": "sum", **options}
@@ -85,7 +85,7 @@ def create():
 
 @pytest.fixture
 def of_draw(monkeypatch):
-    """(objective, denoise, process, x0 of one example) -> (z -> metrics), every normal draw of the objective being z."""
+    """(objective, denoise, process, x0 of one example) -> (z -> metrics), all normal draws of the objective being z."""
 
     def make(objective, denoise, process, x0):
         def metrics(z):

@@ -82,7 +82,7 @@ def test_more_probes_lower_the_variance(create, represent, of_key, curved):
 
 
 def test_unknown_probe_lists_the_choices(create):
-    with pytest.raises(ValueError, match="probe = 'uniform'.*rademacher, gaussian, sphere"):
+    with pytest.raises(ValueError, match=r"probe = 'uniform'.*rademacher, gaussian, sphere"):
         create("ssm", probe="uniform")
     for name in ("ssm", "ssm_vr", "fd_ssm", "fd_ssm_vr"):
         with pytest.raises(ValueError, match="num_probes = 0 must be at least 1"):

@@ -1,6 +1,7 @@
-"""The last increment of a simulation: the score of what Euler's method makes of the data, in closed form and on a grid."""
+"""The last increment of a simulation: the score of Euler's density, in closed form and on a grid."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ def test_double_well_against_the_grid(create, represent, one_time):
     start = density(GRID)
     (p,) = propagate(start / (start.sum() * SPACING), np.array([clock]))
     edges = np.linspace(-2.4, 2.4, 49)
-    mass = np.array([p[(GRID >= a) & (GRID < b)].sum() for a, b in zip(edges, edges[1:])]) * SPACING
+    mass = np.array([p[(a <= GRID) & (GRID < b)].sum() for a, b in pairwise(edges)]) * SPACING
     ends = np.interp(edges, GRID, p)
     exact = np.diff(ends) / mass  # E[score | bin] = integral of p' over p
     objective = create("last_increment", simulation_steps=64, time_sampler=one_time(time))

@@ -113,7 +113,7 @@ def test_gradient_is_that_of_dsm_and_a_mistake_changes_it(level, create, represe
     process = one_level(level)
     x0 = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), jnp.float32)
     plain = create("dsm")
-    arguments = lambda p: represent(process, lambda x: curved(x, p)), jnp.eye(3), process, x0  # noqa: E731
+    arguments = lambda p: represent(process, lambda x: curved(x, p)), jnp.eye(3), process, x0
     assert difference((create("lcss"), plain), *arguments) < 1e-5
     for mistake in MISTAKES:
         wrong = mistake(weighting=plain.weighting, time_sampler=plain.time_sampler, reduction="sum")

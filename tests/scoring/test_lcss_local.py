@@ -1,7 +1,7 @@
 """Stein's identity in the objectives themselves, by Gauss-Hermite quadrature: traces, deviations, control variates.
 
-The numbers are of the curved field at POINT, in float64. They are met in float64 but for the sums over coordinates, which
-are float32 (scoring/terms.py): about 1e-7 of a single draw's value.
+The numbers are of the curved field at POINT, in float64. They are met in float64 but for the sums over coordinates,
+which are float32 (scoring/terms.py): about 1e-7 of a single draw's value.
 """
 
 import jax
@@ -23,6 +23,7 @@ TABLE = {
     0.1: (-2.538722873780, 1.6917538819, (18.4, 2.95, 2.94)),
     0.01: (-2.523285584554, 1.6723697834, (183, 2.94, 2.94)),
 }
+HALF = {"mode": "local", "local_c": 0.5}
 VARIATES = ("none", "center", "antithetic")
 
 
@@ -62,7 +63,7 @@ def test_trace_and_norm_of_every_form(level, moments, create, represent, one_lev
         exact = moments(create("ism"), denoise, process)
         still = Static(scale=2 * level)
         local = {
-            name: moments(create("lcss", mode="local", local_c=0.5, control_variate=name), represent(still, curved), still)
+            name: moments(create("lcss", **HALF, control_variate=name), represent(still, curved), still)
             for name in VARIATES
         }
     for found in (kernel, exact, *local.values()):
@@ -81,9 +82,7 @@ def test_norm_at_x(moments, create, represent, curved):
     """|s(POINT)|^2 / 2 whatever the draw; T as before."""
     with jax.enable_x64(True):
         process = Static(scale=1.0)
-        found = moments(
-            create("lcss", mode="local", local_c=0.5, norm_at="x"), represent(process, curved), process
-        )
+        found = moments(create("lcss", **HALF, norm_at="x"), represent(process, curved), process)
         norm = 0.5 * float((curved(jnp.asarray(np.array(POINT))[None]) ** 2).sum())
     assert found["norm"][0] == pytest.approx(norm, rel=1e-6) and found["norm"][1] < 1e-6
     assert found["trace"][0] == pytest.approx(TABLE[0.5][0], abs=3e-6)
@@ -111,8 +110,8 @@ class Fresh(LCSS):
 def test_the_mean_over_draws_finds_mistakes(variate, create, represent, of_key, curved):
     """Monte Carlo, with the objective's own draws: to 4 standard errors it is the trace, and for mistakes it is not."""
     process = Static(scale=1.0)
-    options = {"weighting": ScoreWeighting(), "time_sampler": UniformTimes(), "reduction": "sum", "mode": "local",
-               "local_c": 0.5, "control_variate": variate}  # fmt: skip
+    options = {"weighting": ScoreWeighting(), "time_sampler": UniformTimes(), "reduction": "sum", **HALF,
+               "control_variate": variate}  # fmt: skip
 
     def distance(objective):
         trace = of_key(objective, represent(process, curved), process, POINT)["trace"]
@@ -143,11 +142,12 @@ def test_the_antithetic_trace_is_a_central_difference_of_every_draw(create, repr
             length = np.linalg.norm(z)
             lcss = create("lcss", mode="local", local_c=b, control_variate="antithetic")
             fd = create("fd_ssm", difference=b * length)
-            ours, theirs = (float(of_draw(o, denoise, process, np.array(POINT))(jnp.asarray(z))["trace"]) for o in (lcss, fd))
+            draws = (of_draw(objective, denoise, process, np.array(POINT)) for objective in (lcss, fd))
+            ours, theirs = (float(of(jnp.asarray(z))["trace"]) for of in draws)
             assert ours == pytest.approx(theirs * length**2 / 3, rel=1e-6)
 
 
-# --- choices that are refused ------------------------------------------------------------------------------------------
+# --- choices that are refused ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

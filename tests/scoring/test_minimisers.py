@@ -1,6 +1,6 @@
 """What each objective learns: linear fields on Gaussian data, where the loss is a parabola whose bottom is known.
 
-s(x) = -k x on N(0, a^2 I), a = 1.3; b = 0.5 is the deviation of x' or of the noise. Three points of the parabola give k.
+s(x) = -k x on N(0, a^2 I), a = 1.3; b = 0.5 is the deviation of x' or of the noise. Three points of it give k.
 """
 
 import jax
@@ -13,7 +13,7 @@ from diffusion.kernel_free import Static
 from diffusion.process import GaussianProcess
 
 A2, B = 1.69, 0.5
-COUNT, DIMENSION = 100_000, 4
+COUNT, DIMENSION = 50_000, 4
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from diffusion.sde_schedules import VE, SubVP
 from scoring import OBJECTIVES
 from scoring.weightings import LikelihoodWeighting, UniformWeighting
 
-VARIANCE, LEVEL, COUNT, DIMENSION = 1.69, 0.5, 100_000, 4
+VARIANCE, LEVEL, COUNT, DIMENSION = 1.69, 0.5, 50_000, 4
 EXACT = 1 / (VARIANCE + LEVEL**2)  # s = -EXACT x
 LOCAL = {"mode": "local", "local_c": 0.1}
 FREE = [
@@ -81,7 +81,7 @@ def test_sum_is_half_the_dimension_times_mean(name, create, represent):
 @pytest.mark.parametrize("schedule", [VPLinear(), VE(), SubVP(), Cosine()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", ["dsm", "lcss", "ssm_vr"])
 def test_weightings_in_the_loss(name, schedule, create, represent, one_time):
-    """Over the plain score-matching loss they multiply by sigma^2 and by g^2 = d sigma^2 / dt - 2 sigma^2 d log alpha / dt.
+    """They multiply the plain loss by sigma^2 and by g^2 = d sigma^2 / dt - 2 sigma^2 d log alpha / dt.
 
     The derivatives are central differences of the schedule's own alpha and sigma, in float64.
     """
@@ -111,23 +111,29 @@ def test_unknown_reduction_lists_the_choices(name, create):
     [*FREE, ("lcss", LOCAL), ("lcss", {**LOCAL, "norm_at": "x"}), ("last_increment", {})],
     ids=str,
 )
-def test_a_process_that_can_only_be_simulated(name, options, create, one_time):
-    """The denoiser sees the label, its time, and points of p_t: at the end of the double well, of that density."""
-    process, seen = DoubleWell(), {}
+def test_a_process_that_can_only_be_simulated(name, options, create):
+    """Every one of these objectives and its gradient can be formed there; labels reach the denoiser."""
+    labels, label = [], jnp.arange(5)
 
-    def denoise(x, t, label):
-        if not isinstance(x, jax.core.Tracer):
-            seen.update(x=np.asarray(x, np.float64), t=np.asarray(t))
-        seen["label"] = label
-        return 0.9 * x
+    def loss(k):
+        def denoise(x, t, label):
+            labels.append(label)
+            return k * x
 
-    label = jnp.arange(4000)
-    objective = create(name, time_sampler=one_time(1.0), simulation_steps=128, **options)
-    loss, _ = objective(denoise, process, jnp.full((4000, 1), 0.2), label, jax.random.key(0))
-    assert np.isfinite(float(loss)) and seen["label"] is label
-    if "x" not in seen:  # all of its calls are inside of a derivative
-        seen["x"], seen["t"] = np.asarray(process.simulate(jnp.full((4000, 1), 0.2), jnp.ones(4000), jax.random.key(0), 128).x), np.ones(1)
-    assert np.all(seen["t"] == 1)
-    # Two wells at +-sqrt(0.8), each of variance 0.2: unit variance and little mass between.
-    assert seen["x"].var() == pytest.approx(1, abs=0.1) and abs(seen["x"].mean()) < 0.1
-    assert np.mean(np.abs(seen["x"]) < 0.3) < 0.2
+        return create(name, **options)(denoise, DoubleWell(), jnp.zeros((5, 3)), label, jax.random.key(0))[0]
+
+    assert jax.eval_shape(jax.grad(loss), 0.9).shape == ()
+    assert labels and all(seen is label for seen in labels)
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("fd_ssm", 2), ("last_increment", 1)])
+def test_points_of_a_simulated_process(name, evaluations, create, one_time):
+    """At the end of the double well, where it has forgotten the data: two wells at +-sqrt(0.8) of variance 0.2."""
+    seen = []
+    objective = create(name, time_sampler=one_time(1.0), simulation_steps=128)
+    x0 = jnp.full((4000, 1), 0.2)
+    objective(lambda x, t, label: seen.append((x, t)) or 0.9 * x, DoubleWell(), x0, None, jax.random.key(0))
+    assert len(seen) == evaluations and all(np.all(np.asarray(t) == 1) for _, t in seen)
+    x = np.mean([np.asarray(x, np.float64) for x, _ in seen], axis=0)
+    assert x.var() == pytest.approx(1, abs=0.1) and abs(x.mean()) < 0.1
+    assert np.mean(np.abs(x) < 0.3) < 0.2

@@ -57,7 +57,7 @@ def test_sigmoid(weights):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_uniform_and_score_are_squared_errors(name):
-    """Per sample, of any estimate: w |x0_hat - x0|^2 = |noise_hat - noise|^2, and |s_hat - s|^2 with s = -noise / sigma."""
+    """Per sample: w |x0_hat - x0|^2 = |noise_hat - noise|^2, and |s_hat - s|^2 with s = -noise / sigma."""
     process, rng = PROCESSES[name], np.random.default_rng(0)
     t = np.asarray(at(process), np.float64)
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
