@@ -56,8 +56,9 @@ def check_at_least_one(**counts: int) -> None:
 
 
 def dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
-    """Sum over all coordinates of each example, in float32."""
-    return jnp.sum((a * b).astype(jnp.float32).reshape(len(a), -1), axis=-1)
+    """Sum over all coordinates of each example, in float32 at least."""
+    products = (a * b).reshape(len(a), -1)
+    return jnp.sum(products.astype(jnp.promote_types(products.dtype, jnp.float32)), axis=-1)
 
 
 def scaled_score(

@@ -78,8 +78,9 @@ def _nonaffine() -> list[Row]:
         for name, overrides in variants.items()
     ]  # fmt: skip
     # The same rates of noise and the same data; the drift towards 0 in place of the wells.
-    vp = {"process.name": "vp_linear", "sigma_data": 1.0, "process.beta_min": 0.1, "process.beta_max": 40.0, "objective.name": "dsm",
-          "sampler.name": "euler", "sampler.steps": 100, "objective.simulation_steps": None, **_UNSET}  # fmt: skip
+    vp = {"process.name": "vp_linear", "sigma_data": 1.0, "process.beta_min": 0.1, "process.beta_max": 40.0,
+          "objective.name": "dsm", "sampler.name": "euler", "sampler.steps": 100,
+          "objective.simulation_steps": None, **_UNSET}  # fmt: skip
     rows.append(
         Row(name="nonaffine_dsm_wrong_kernel", figures=FISHER,
             about="the same data, DSM with a Gaussian kernel as if it were the process's",

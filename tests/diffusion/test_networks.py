@@ -167,11 +167,16 @@ def test_bfloat16_body_is_close_and_keeps_float32_parameters(case):
 
 
 def test_parameters_follow_the_key_and_the_fan_in(case):
+    def kernel(params, *path):
+        for name in path:
+            params = params.get("mlp", params)[name]  # the energy's are those of its perceptron
+        return np.asarray(params["kernel"])
+
     again = initialise(case.name, jax.random.key(0), **case.options)[1]
     other = initialise(case.name, jax.random.key(1), **case.options)[1]
     jax.tree.map(np.testing.assert_array_equal, again, case.initial)
-    assert np.all(np.asarray(other["inputs"]["kernel"]) != np.asarray(case.initial["inputs"]["kernel"]))
-    hidden = np.asarray(case.initial["embedding"]["hidden"]["kernel"])  # 64 inputs
+    assert np.all(kernel(other, "inputs") != kernel(case.initial, "inputs"))
+    hidden = kernel(case.initial, "embedding", "hidden")  # 64 inputs
     assert hidden.std() == pytest.approx(1 / 8, rel=0.1)
     drawn = [leaf.ravel()[:4].tobytes() for leaf in map(np.asarray, jax.tree.leaves(case.initial)) if leaf.std() > 0]
     assert len(set(drawn)) == len(drawn)  # no two layers share their draws

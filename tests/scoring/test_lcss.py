@@ -57,14 +57,13 @@ MISTAKES = (WrongSign, OtherDraw, NotDivided)
 @pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize(("level", "trace", "norm", "dsm", "constant"), GOLDEN)
 def test_single_draw(level, trace, norm, dsm, constant, double, create, represent, one_level, of_draw, curved):
-    """float64 inputs still meet sums in float32 (scoring/terms.py), hence no more than seven digits."""
     with jax.enable_x64(double):
         process = one_level(level)
         denoise = represent(process, curved)
         z, x0 = jnp.asarray(DRAW), jnp.asarray(POINT)
         lcss = of_draw(create("lcss"), denoise, process, x0)(z)
         plain = of_draw(create("dsm"), denoise, process, x0)(z)
-    tolerance = 3e-7 if double else 1e-5
+    tolerance = 1e-10 if double else 1e-5
     size = abs(trace) + norm
     np.testing.assert_allclose(lcss["trace"], trace, atol=tolerance * size)
     np.testing.assert_allclose(lcss["norm"], norm, atol=tolerance * size)

@@ -1,7 +1,6 @@
 """Stein's identity in the objectives themselves, by Gauss-Hermite quadrature: traces, deviations, control variates.
 
-The numbers are of the curved field at POINT, in float64. They are met in float64 but for the sums over coordinates,
-which are float32 (scoring/terms.py): about 1e-7 of a single draw's value.
+The numbers are of the curved field at POINT, in float64.
 """
 
 import jax
@@ -67,8 +66,8 @@ def test_trace_and_norm_of_every_form(level, moments, create, represent, one_lev
             for name in VARIATES
         }
     for found in (kernel, exact, *local.values()):
-        assert found["trace"][0] == pytest.approx(trace, abs=3e-6)
-        assert found["norm"][0] == pytest.approx(norm, abs=3e-6)
+        assert found["trace"][0] == pytest.approx(trace, abs=1e-10)
+        assert found["norm"][0] == pytest.approx(norm, abs=1e-10)
     # Three digits are printed, the last one rounded.
     for found, deviation in [(kernel, deviations[0]), *zip(local.values(), deviations)]:
         assert found["trace"][1] == pytest.approx(deviation, rel=4e-3)
@@ -84,8 +83,8 @@ def test_norm_at_x(moments, create, represent, curved):
         process = Static(scale=1.0)
         found = moments(create("lcss", **HALF, norm_at="x"), represent(process, curved), process)
         norm = 0.5 * float((curved(jnp.asarray(np.array(POINT))[None]) ** 2).sum())
-    assert found["norm"][0] == pytest.approx(norm, rel=1e-6) and found["norm"][1] < 1e-6
-    assert found["trace"][0] == pytest.approx(TABLE[0.5][0], abs=3e-6)
+    assert found["norm"][0] == pytest.approx(norm, rel=1e-10) and found["norm"][1] < 1e-7
+    assert found["trace"][0] == pytest.approx(TABLE[0.5][0], abs=1e-10)
 
 
 class OneSided(LCSS):
