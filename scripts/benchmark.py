@@ -35,7 +35,8 @@ import numpy as np
 import optax
 
 from scripts.benchmark_objectives import objectives_suite
-from scripts.measuring import Figure, figure, paired
+from scripts.measuring import Figure, figure
+from training.timing import paired
 
 
 def image_experiment(quick: bool) -> tuple[Any, str]:

@@ -22,7 +22,8 @@ from scoring.base import Objective
 from scoring.dsm import DSM
 from scoring.time_samplers import LogNormalTimes
 from scoring.weightings import EDMWeighting
-from scripts.measuring import Figure, figure, paired
+from scripts.measuring import Figure, figure
+from training.timing import paired
 
 _COMMON = {"weighting": EDMWeighting(), "time_sampler": LogNormalTimes()}
 OBJECTIVES: dict[str, Objective] = {

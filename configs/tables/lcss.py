@@ -4,7 +4,7 @@ The rows that run here; `lcss_paper.py` has the paper's own rows and `lcss_claim
 """
 
 from configs.tables.base import Check, Figure, Row, Run, Table
-from configs.tables.lcss_checks import gamma, same_keys, wrong_kernel
+from configs.tables.lcss_checks import gamma, same_keys, step_time, wrong_kernel
 from configs.tables.lcss_claims import CLAIMS
 from configs.tables.lcss_paper import PAPER_ROWS
 
@@ -17,7 +17,6 @@ QUIET = {"training.tensorboard": False}  # hundreds of short runs
 # Seconds of a gradient over those of DSM, by scripts/benchmark.py --suite=objectives on 2 CPU cores.
 COST = {"ism": 5.0, "ssm": 1.6, "ssm_vr": 1.6, "fd_ssm": 1.8, "fd_ssm_vr": 1.8}
 
-SPEED = {"train_steps_per_second": Figure("training steps per second")}
 FISHER = {"fisher_error": Figure("relative Fisher error")}
 # Options of local LCSS that other objectives do not have.
 _UNSET = {"objective.mode": None, "objective.local_c": None, "objective.control_variate": None}
@@ -26,7 +25,7 @@ _UNSET = {"objective.mode": None, "objective.local_c": None, "objective.control_
 def _densities() -> list[Row]:
     rows = [
         Row(name=f"{density}_{objective}", about=f"{density} with one noise level, {objective}", seeds=5,
-            figures=FISHER | SPEED,
+            figures=FISHER,
             small=Run(TOY, QUIET | {"data.source": f"toy2d:{density}", "objective.name": objective,
                             "training.steps": TOY_STEPS}))
         for density in DENSITIES for objective in OBJECTIVES
@@ -50,7 +49,7 @@ def _densities() -> list[Row]:
 
 def _images() -> list[Row]:
     distances = {"fd*_test_classifier": Figure("Fréchet distance, classifier features"),
-                 "kid*_test_classifier": Figure("kernel distance, the same features")} | SPEED  # fmt: skip
+                 "kid*_test_classifier": Figure("kernel distance, the same features")}  # fmt: skip
     return [
         Row(name=f"{name}_{objective}", about=f"{about}, {objective}", seeds=seeds, figures=distances,
             small=Run(config, QUIET | {"objective.name": objective, "training.steps": steps}))
@@ -102,6 +101,10 @@ def _checks() -> list[Row]:
     return [
         Row(name="same_keys_dsm_lcss", about="checkerboard, DSM and LCSS with the same seed and keys", figures=same,
             small=Check(same_keys, {"config": TOY, "one": "dsm", "other": "lcss"})),
+        *(Row(name=f"step_time_{objective}", about=f"checkerboard, a training step of {objective} against one of lcss",
+              figures={"ratio": Figure("time of a step / LCSS's")}, seeds=3,
+              small=Check(step_time, {"config": TOY, "one": objective, "other": "lcss"}))
+          for objective in OBJECTIVES if objective != "lcss"),
         *(Row(name=f"gamma_{g:g}", about=f"exact score of a Gaussian times gamma = {g:g}, without training", seeds=1,
               figures=variances, small=Check(gamma, {"gamma": g})) for g in (0.5, 0.8, 1.0, 1.2, 2.0, 10.0)),
     ]  # fmt: skip

@@ -50,6 +50,32 @@ def same_keys(seed: int, folder: Path, *, config: str, one: str, other: str) -> 
     return figures | {"relative_difference": float(difference)}
 
 
+def step_time(seed: int, folder: Path, *, config: str, one: str, other: str, pairs: int = 201) -> dict[str, float]:
+    """Whole training steps of two objectives, timed in turn on one batch in one process.
+
+    Returns:
+      seconds: of a step of `one`, the median; ratio: over those of `other`, the median of the ratios of pairs.
+    """
+    import jax
+
+    from configs.base import validate
+    from training.experiment import build_experiment
+    from training.mesh import put_batch
+    from training.timing import paired
+
+    steps = []
+    for objective in (one, other):
+        resolved = resolve(config, {"objective.name": objective, "seed": seed})
+        validate(resolved)
+        experiment = build_experiment(resolved)
+        batch = {name: rows for name, rows in experiment.pipeline.batch(0).items() if name != "index"}
+        arguments = (experiment.initial_state(), {}, put_batch(batch, experiment.mesh))
+        step = jax.jit(experiment.step())
+        steps.append(lambda step=step, arguments=arguments: step(*arguments)[1])
+    seconds, _, ratio = paired(*steps, pairs)
+    return {"seconds": seconds, "ratio": ratio}
+
+
 def wrong_kernel(seed: int, folder: Path, *, config: str, vp: dict[str, Any]) -> dict[str, float]:
     """DSM with the kernel of another process: its scores against the exact ones of the process without a kernel.
 

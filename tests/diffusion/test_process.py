@@ -204,6 +204,9 @@ def test_require_kernel(process):
         def logsnr(self, t):
             return 1.4
 
+        def conditioning(self, t):
+            return t
+
         def drift(self, x, t):
             return x
 

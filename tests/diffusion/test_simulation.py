@@ -28,6 +28,8 @@ class Cubic:
     def logsnr(self, t):
         return jnp.zeros_like(t)
 
+    conditioning = logsnr
+
     def drift(self, x, t):
         return -(x**3)
 

@@ -71,6 +71,9 @@ class Simulated(KernelFree):
     def sigma(self, t):
         return 0.3 + 0.0 * t
 
+    def conditioning(self, t):
+        return t
+
     def drift(self, x, t):
         return self.inner.drift(x, t)
 
