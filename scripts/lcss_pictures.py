@@ -8,7 +8,6 @@ docs/lcss_nonaffine.png   the score of the double-well process by local LCSS at 
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,11 +15,13 @@ ROOT = Path(__file__).absolute().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from evaluation.figures import INK, new_figure, save_figure
+from evaluation.files import write_whole
 from training.metric_writers import read_metrics
 
 DOCS = ROOT / "docs"
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+WIDTH, COLOURS = 760, 64
 
 
 def newest(runs: Path, row: str) -> Path:
@@ -58,6 +59,15 @@ def draw_curves(runs: Path, path: Path) -> None:
     save_figure(path, figure)
 
 
+def shrink(picture: Path, path: Path) -> None:
+    """A copy that is small enough for the repository."""
+    from PIL import Image
+
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((WIDTH, 10 * WIDTH))
+    write_whole(path, lambda file: image.quantize(COLOURS).save(file, format="png", optimize=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "reproduce" / "lcss-small")
@@ -66,7 +76,7 @@ def main() -> None:
         draw_curves(runs, DOCS / "lcss_curves.png")
         for row, name in (("checkerboard_lcss", "lcss_field"), ("nonaffine_lcss_c0.2_center", "lcss_nonaffine")):
             (field,) = newest(runs, row).glob("figures/*-field.png")
-            shutil.copyfile(field, DOCS / f"{name}.png")
+            shrink(field, DOCS / f"{name}.png")
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
 
