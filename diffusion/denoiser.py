@@ -5,6 +5,8 @@
   2. Time: c_noise = log(sigma / alpha) / 4 = -lambda / 8 [Karras et al. 2022, table 1]; a process whose sigma does not
      determine the time has its own (`conditioning`).
   3. x0_hat = to_x0(network(x_in, c_noise, label)) by the table of `diffusion/prediction.py`.
+  4. Plus sigma^2 steep_score(x_t), where the score grows faster than linearly (`diffusion/phi4.py`): far
+     out a network is at most linear, and could not hold what such a drift pushes outwards when time runs backwards.
 """
 
 from collections.abc import Callable
@@ -42,7 +44,8 @@ def make_denoiser(
         alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
         scale = 1 / jnp.sqrt(sigma**2 + (alpha * sigma_data) ** 2)  # (1)
         output = network(scale * x_t, process.conditioning(t), label)  # (2)
-        return to_x0(output.astype(jnp.float32), x_t, alpha, sigma, sigma_data)  # (3)
+        x0_hat = to_x0(output.astype(jnp.float32), x_t, alpha, sigma, sigma_data)  # (3)
+        return x0_hat + sigma**2 * process.steep_score(x_t) if hasattr(process, "steep_score") else x0_hat  # (4)
 
     return denoise
 

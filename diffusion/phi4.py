@@ -60,6 +60,10 @@ class Phi4(LangevinProcess):
         """The width of one site in its well, its neighbours fixed: (curvature 2 + 4 kappa)^(-1/2)."""
         return 1 / sqrt(2 + 4 * self.kappa)
 
+    def steep_score(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """-phi^3, the part of F that a network cannot follow far out."""
+        return -(x**3)
+
     def force(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         return self.kappa * laplacian(x) + x - x**3
 

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion.base import expand
+from diffusion.denoiser import make_denoiser
 from diffusion.phi4 import Phi4, laplacian
 from diffusion.random import image_keys
+from samplers.euler_maruyama import EulerMaruyama
 
 FIELD = np.random.default_rng(0).normal(size=(4, 5))
 
@@ -113,3 +116,23 @@ def test_bad_input_is_refused():
         Phi4(time_min=0.0)
     with pytest.raises(ValueError, match=r"needs images .* not shape \(2, 3, 4\)"):
         Phi4().drift(jnp.zeros((2, 3, 4)), jnp.ones(2))
+
+
+class Strayed(Phi4):
+    """Every path of the reverse process starts at 4."""
+
+    def prior(self, keys, shape):
+        return jnp.full((len(keys), *shape), 4.0)
+
+
+def test_the_reverse_process_holds_a_pixel_that_has_strayed():
+    """A network that knows nothing, from 4 instead of +-1: the cubic term brings it back; without it all is lost."""
+    process = Strayed()
+    blank = make_denoiser(lambda x, level, label: 0 * x, process, prediction="edm", sigma_data=0.3)
+    ends = []
+    for denoise in (blank, lambda x, t, label: blank(x, t, label) + expand(process.sigma(t), x) ** 2 * x**3):
+        samples = EulerMaruyama(steps=400).sample(denoise, process, jax.random.split(jax.random.key(0), 8), None,
+                                                  shape=(4, 4, 1))  # fmt: skip
+        ends.append(np.asarray(samples.x0))
+    assert np.isfinite(ends[0]).all() and np.abs(ends[0]).max() < 3
+    assert not np.isfinite(ends[1]).all()
