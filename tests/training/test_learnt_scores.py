@@ -46,7 +46,7 @@ def test_local_lcss_learns_a_process_without_a_kernel(metrics_of):
     metrics = metrics_of("configs/toy2d.py:lcss_nonaffine", {})
     errors = [value for name, value in metrics.items() if name.startswith("fisher_error_t")]
     assert len(errors) == 3 and max(errors) < 0.05
-    (w1,) = [value for name, value in metrics.items() if name.startswith("w1")]
+    (w1,) = [value for name, value in metrics.items() if name.startswith("wasserstein")]
     assert w1 < 0.08
     assert metrics["mass_error"] < 0.03
 
