@@ -56,7 +56,7 @@ QUICK_CASES = ("mlp 2-D width 128",)
 
 def objectives_suite(quick: bool) -> Iterator[Figure]:
     """Every objective against DSM on every network."""
-    n = 5 if quick else 11
+    n = 3 if quick else 5
     for case in QUICK_CASES if quick else CASES:
         name, shape, options, batch = CASES[case]
         apply, params = initialise(name, jax.random.key(0), shape=shape, num_classes=0, **options)
