@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion.base import Process, expand
+from diffusion.base import Process, expand, has_kernel
 
 METHODS = ("euler", "tamed")
 
@@ -82,3 +82,17 @@ def simulate(
 
     (end, before, noise), _ = jax.lax.scan(advance, (x, x, jnp.zeros_like(x)), jnp.arange(steps))
     return jax.lax.stop_gradient(Path(end, before, noise, step))
+
+
+def draw(
+    process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"], key: Key[Array, ""], steps: int
+) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch *shape"] | None]:
+    """x_t of each datum, for any process.
+
+    Returns:
+      (x_t, the standard normal draw in it) by the kernel; where there is none, (x_t after `steps` steps, None).
+    """
+    if not has_kernel(process):
+        return process.simulate(x0, t, key, steps).x, None
+    noise = jax.random.normal(key, x0.shape)
+    return process.corrupt(x0, noise, t), noise

@@ -7,13 +7,13 @@ expectation is over fresh draws of x_t: held-out data that the process has noise
 kernel.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.base import Denoiser, Process, has_kernel
+from diffusion.base import Denoiser, Process
 from diffusion.denoiser import score
+from diffusion.simulation import draw
 
 # Euler steps to x_t where there is no kernel: so many that the simulated marginal is the exact one to within the spread
 # of 10,000 points, also where the drift's rate is highest.
@@ -25,9 +25,7 @@ def noised(
 ) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"]]:
     """(draws of x_t given x0, t of each), a function of the key alone. `t` lies in [time_min, time_max]."""
     times = jnp.full(len(x0), t, jnp.float32)
-    if has_kernel(process):
-        return process.corrupt(x0, jax.random.normal(key, x0.shape), times), times
-    return process.simulate(x0, times, key, SIMULATION_STEPS).x, times
+    return draw(process, x0, times, key, SIMULATION_STEPS)[0], times
 
 
 def relative_fisher_error(

@@ -13,52 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.base import Denoiser, Process, expand
-from scoring.base import Metrics
-from scoring.terms import (
-    ScaledScore,
-    Terms,
-    check_at_least_one,
-    check_reduction,
-    dot,
-    draw,
-    scaled_score,
-    weighted_loss,
-)
-from scoring.time_samplers import TimeSampler
-from scoring.weightings import Weighting
+from diffusion.base import Process, expand
+from diffusion.simulation import draw
+from scoring.terms import ScaledScore, Terms, TraceObjective, dot, half_square
 
 _COLUMNS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class ISM:
-    """Equations 1 and 2; `simulation_steps` are of a process without a kernel."""
+class ISM(TraceObjective):
+    """Equations 1 and 2."""
 
-    weighting: Weighting
-    time_sampler: TimeSampler
-    reduction: str = "mean"
-    simulation_steps: int = 256
-
-    def __post_init__(self) -> None:
-        check_reduction(self.reduction)
-        check_at_least_one(simulation_steps=self.simulation_steps)
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        process: Process,
-        x0: Float[Array, "batch *shape"],
-        label: Int[Array, " batch"] | None,
+    def terms(
+        self, r: ScaledScore, process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"],
         key: Key[Array, ""],
-    ) -> tuple[Float[Array, ""], Metrics]:
-        key_time, key_noise = jax.random.split(key)
-        t = self.time_sampler(process, key_time, len(x0))
-        x, noise = draw(process, x0, t, key_noise, self.simulation_steps)  # (1)
-        r = scaled_score(denoise, process, t, label)
-        output = r(x)
-        terms = Terms(exact_trace(r, x, process.sigma(t)), 0.5 * dot(output, output), noise)  # (2)
-        return weighted_loss(terms, self.weighting, process, t, dimension=x0[0].size, reduction=self.reduction)
+    ) -> Terms:
+        x, z = draw(process, x0, t, key, self.simulation_steps)  # (1)
+        return Terms(exact_trace(r, x, process.sigma(t)), half_square(r(x)), half_square(z))  # (2)
 
 
 def exact_trace(

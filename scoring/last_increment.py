@@ -13,48 +13,28 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from diffusion.base import Denoiser, Process, has_kernel
+from diffusion.base import Process, has_kernel
 from diffusion.simulation import Path, simulate
-from scoring.base import Metrics
-from scoring.terms import Terms, check_at_least_one, check_reduction, dot, scaled_score, weighted_loss
-from scoring.time_samplers import TimeSampler
-from scoring.weightings import Weighting
+from scoring.terms import ScaledScore, Terms, TraceObjective, dot, half_square
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastIncrement:
-    """Equations 1 and 2 with K = `simulation_steps`."""
+class LastIncrement(TraceObjective):
+    """Equations 1 and 2 with K = `simulation_steps`, for processes with a kernel, too."""
 
-    weighting: Weighting
-    time_sampler: TimeSampler
-    reduction: str = "mean"
-    simulation_steps: int = 256
-
-    def __post_init__(self) -> None:
-        check_reduction(self.reduction)
-        check_at_least_one(simulation_steps=self.simulation_steps)
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        process: Process,
-        x0: Float[Array, "batch *shape"],
-        label: Int[Array, " batch"] | None,
+    def terms(
+        self, r: ScaledScore, process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"],
         key: Key[Array, ""],
-    ) -> tuple[Float[Array, ""], Metrics]:
+    ) -> Terms:
         if process.diffusion(np.float64(process.time_max)) == 0:
             raise ValueError(f"last_increment needs a process that moves, and {type(process).__name__} adds no noise")
-        key_time, key_path = jax.random.split(key)
-        t = self.time_sampler(process, key_time, len(x0))
-        path = _path(process, x0, t, key_path, self.simulation_steps)  # (1)
-        output = scaled_score(denoise, process, t, label)(path.x)
+        path = _path(process, x0, t, key, self.simulation_steps)  # (1)
+        output = r(path.x)
         ratio = process.sigma(t) / (process.diffusion(t - path.step) * jnp.sqrt(path.step))
-        noise = 0.5 * ratio**2 * dot(path.noise, path.noise)
         # The square of equation 2 without its constant, which would drown the loss; it is added to dsm_equivalent.
-        terms = Terms(ratio * dot(path.noise, output), 0.5 * dot(output, output), noise)  # (2)
-        return weighted_loss(terms, self.weighting, process, t, dimension=x0[0].size, reduction=self.reduction)
+        return Terms(ratio * dot(path.noise, output), half_square(output), ratio**2 * half_square(path.noise))  # (2)
 
 
 def _path(process: Process, x0: Float[Array, "batch *shape"], t: Array, key: Key[Array, ""], steps: int) -> Path:

@@ -25,23 +25,11 @@ from dataclasses import dataclass
 
 import jax
 from absl import logging
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from diffusion.base import Denoiser, Process, expand, require_kernel
-from scoring.base import Metrics
-from scoring.terms import (
-    ScaledScore,
-    Terms,
-    average,
-    check_at_least_one,
-    check_reduction,
-    dot,
-    draw,
-    scaled_score,
-    weighted_loss,
-)
-from scoring.time_samplers import TimeSampler
-from scoring.weightings import Weighting
+from diffusion.base import Process, expand, require_kernel
+from diffusion.simulation import draw
+from scoring.terms import ScaledScore, Terms, TraceObjective, average, dot, half_square
 
 _CHOICES = {
     "mode": ("kernel", "local"),
@@ -55,7 +43,7 @@ _IDLE = {"kernel": {"norm_at": "xprime", "control_variate": "none"}, "local": {"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LCSS:
+class LCSS(TraceObjective):
     """Equations 1, 2 or 4 to 6, averaged over `num_probes` draws of x'.
 
     Attributes:
@@ -64,12 +52,8 @@ class LCSS:
       gamma: weight of T, positive.
       local_c: b / sigma_t of mode local, positive; below 1 with norm_at = "x".
       norm_at, control_variate: of mode local.
-      simulation_steps: of a process without a kernel.
     """
 
-    weighting: Weighting
-    time_sampler: TimeSampler
-    reduction: str = "mean"
     num_probes: int = 1
     mode: str = "kernel"
     center: str = "mean"
@@ -78,11 +62,9 @@ class LCSS:
     local_c: float = 0.2
     norm_at: str = "xprime"
     control_variate: str = "none"
-    simulation_steps: int = 256
 
     def __post_init__(self) -> None:
-        check_reduction(self.reduction)
-        check_at_least_one(num_probes=self.num_probes, simulation_steps=self.simulation_steps)
+        super().__post_init__()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = '{getattr(self, name)}' is not known; choose from {', '.join(choices)}")
@@ -99,25 +81,16 @@ class LCSS:
             logging.warning("local_c = %g: x' is as far from x_t as p_t is wide, and the score learnt is that of a "
                             "much smoother density; 0.2 is usual", self.local_c)
 
-    def __call__(
-        self,
-        denoise: Denoiser,
-        process: Process,
-        x0: Float[Array, "batch *shape"],
-        label: Int[Array, " batch"] | None,
+    def terms(
+        self, r: ScaledScore, process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"],
         key: Key[Array, ""],
-    ) -> tuple[Float[Array, ""], Metrics]:
-        key_time, key_noise = jax.random.split(key)  # as DSM does, so that both see the same draws
-        t = self.time_sampler(process, key_time, len(x0))
-        r = scaled_score(denoise, process, t, label)
+    ) -> Terms:
         if self.mode == "kernel":
             require_kernel(process, "objective lcss in mode 'kernel'")
-            terms = average(lambda key: self._kernel(r, process, x0, t, key), key_noise, self.num_probes)
-        else:
-            key_path, key_local = jax.random.split(key_noise)
-            x_t, _ = draw(process, x0, t, key_path, self.simulation_steps)
-            terms = average(lambda key: self._local(r, process, x_t, t, key), key_local, self.num_probes)
-        return weighted_loss(terms, self.weighting, process, t, dimension=x0[0].size, reduction=self.reduction)
+            return average(lambda key: self._kernel(r, process, x0, t, key), key, self.num_probes)
+        key_path, key_local = jax.random.split(key)
+        x_t, _ = draw(process, x0, t, key_path, self.simulation_steps)
+        return average(lambda key: self._local(r, process, x_t, t, key), key_local, self.num_probes)
 
     def _kernel(self, r: ScaledScore, process: Process, x0: Array, t: Array, key: Key[Array, ""]) -> Terms:
         noise = jax.random.normal(key, x0.shape)
@@ -126,7 +99,7 @@ class LCSS:
         output = r(centre + expand(width, x0) * noise)  # (1)
         ratio = process.sigma(t) / width
         return Terms(  # (2)
-            self.gamma * ratio * dot(noise, output), 0.5 * dot(output, output), 0.5 * ratio**2 * dot(noise, noise)
+            self.gamma * ratio * dot(noise, output), half_square(output), ratio**2 * half_square(noise)
         )
 
     def _local(self, r: ScaledScore, process: Process, x_t: Array, t: Array, key: Key[Array, ""]) -> Terms:
@@ -136,10 +109,10 @@ class LCSS:
         at_x = r(x_t) if self.norm_at == "x" or self.control_variate == "center" else None
         if self.control_variate == "antithetic":  # (5)
             opposite = r(x_t - shift)
-            trace, norm = dot(noise, output - opposite) / 2, (dot(output, output) + dot(opposite, opposite)) / 4
+            trace, norm = dot(noise, output - opposite) / 2, (half_square(output) + half_square(opposite)) / 2
         else:
             trace = dot(noise, output - at_x if self.control_variate == "center" else output)
-            norm = 0.5 * dot(output, output)
+            norm = half_square(output)
         if self.norm_at == "x":  # (6)
-            norm = 0.5 * dot(at_x, at_x)
-        return Terms(self.gamma * trace / c, norm, 0.5 * dot(noise, noise) / c**2)
+            norm = half_square(at_x)
+        return Terms(self.gamma * trace / c, norm, half_square(noise) / c**2)

@@ -14,14 +14,17 @@ L is unbounded below as a value and negative at the minimum: nothing may test "l
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.base import Denoiser, Process, expand, has_kernel
+from diffusion.base import Denoiser, Process, expand
+from diffusion.simulation import draw
 from scoring.base import Metrics
+from scoring.time_samplers import TimeSampler
 from scoring.weightings import Weighting
 
 REDUCTIONS = ("mean", "sum")
@@ -48,17 +51,15 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction = '{reduction}' is not known; choose from {', '.join(REDUCTIONS)}")
 
 
-def check_at_least_one(**counts: int) -> None:
-    """Raises ValueError naming a count below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} = {count} must be at least 1")
-
-
 def dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
     """Sum over all coordinates of each example, in float32 at least."""
     products = (a * b).reshape(len(a), -1)
     return jnp.sum(products.astype(jnp.promote_types(products.dtype, jnp.float32)), axis=-1)
+
+
+def half_square(z: Float[Array, "batch *shape"] | None) -> Float[Array, " batch"] | None:
+    """|z|^2 / 2 of each example, None of None."""
+    return None if z is None else 0.5 * dot(z, z)
 
 
 def scaled_score(
@@ -71,16 +72,6 @@ def scaled_score(
         return (expand(alpha, x) * denoise(x, t, label) - x) / expand(sigma, x)
 
     return r
-
-
-def draw(
-    process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"], key: Key[Array, ""], steps: int
-) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"] | None]:
-    """x_t ~ p_t(. | x0) by the kernel, with its |z|^2 / 2; or, where there is none, by simulation in `steps` steps."""
-    if not has_kernel(process):
-        return process.simulate(x0, t, key, steps).x, None
-    noise = jax.random.normal(key, x0.shape)
-    return process.corrupt(x0, noise, t), 0.5 * dot(noise, noise)
 
 
 def average(one: Callable[[Key[Array, ""]], Terms], key: Key[Array, ""], count: int) -> Terms:
@@ -109,3 +100,70 @@ def weighted_loss(
     if terms.noise is not None:
         metrics["dsm_equivalent"] = loss + jnp.mean(weight * terms.noise)
     return loss, metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceObjective:
+    """An objective of two terms. Its kinds say in `terms` where x is and how T and N are estimated.
+
+    Attributes:
+      weighting, time_sampler: w(t), and which times are drawn.
+      reduction: a name of REDUCTIONS.
+      simulation_steps: to x_t, of a process without a kernel.
+    """
+
+    weighting: Weighting
+    time_sampler: TimeSampler
+    reduction: str = "mean"
+    simulation_steps: int = 256
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown reduction, or a count below 1 (all fields of type int are counts)."""
+        check_reduction(self.reduction)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field.name} = {value} must be at least 1")
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        process: Process,
+        x0: Float[Array, "batch *shape"],
+        label: Int[Array, " batch"] | None,
+        key: Key[Array, ""],
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Equation 3; the key is used as DSM uses its own, so that both see the same draws."""
+        key_time, key_draw = jax.random.split(key)
+        t = self.time_sampler(process, key_time, len(x0))
+        terms = self.terms(scaled_score(denoise, process, t, label), process, x0, t, key_draw)
+        return weighted_loss(terms, self.weighting, process, t, dimension=x0[0].size, reduction=self.reduction)
+
+    def terms(
+        self, r: ScaledScore, process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"],
+        key: Key[Array, ""],
+    ) -> Terms:
+        """The estimates at points made of x0 [B, ...] at times t [B]; r: equation 2 at these times."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeObjective(TraceObjective):
+    """x by the process; T and N by random probes of the network there, averaged over `num_probes` of them."""
+
+    num_probes: int = 1
+
+    def terms(
+        self, r: ScaledScore, process: Process, x0: Float[Array, "batch *shape"], t: Float[Array, " batch"],
+        key: Key[Array, ""],
+    ) -> Terms:
+        key_x, key_probe = jax.random.split(key)
+        x, z = draw(process, x0, t, key_x, self.simulation_steps)
+        terms = average(lambda key: self.probed(r, x, expand(process.sigma(t), x), key), key_probe, self.num_probes)
+        return terms._replace(noise=half_square(z))
+
+    def probed(
+        self, r: ScaledScore, x: Float[Array, "batch *shape"], sigma: Float[Array, "batch ..."], key: Key[Array, ""]
+    ) -> Terms:
+        """One estimate at x, with sigma broadcasting against it."""
+        raise NotImplementedError
