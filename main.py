@@ -2,7 +2,7 @@
 and training/evaluation.py (evaluate, reference); train_and_evaluate is the two of them in one process.
 
   python main.py --config=configs/digits.py:dsm --workdir=runs/digits_dsm [--config.training.steps=2000 ...]
-  python main.py --mode=evaluate --config=configs/digits.py:dsm --workdir=runs/digits_dsm --config.sampler.name=ddim
+  python main.py --mode=evaluate --config=configs/digits.py:dsm --workdir=runs/digits_dsm --config.sampler=ddim
   python main.py --mode=reference --config=configs/digits.py:dsm --workdir=runs/statistics
   python main.py --list_configs
 """
@@ -20,7 +20,11 @@ from configs.overrides import change
 ROOT = Path(__file__).absolute().parent
 MODES = ("train", "sample", "evaluate", "train_and_evaluate", "reference")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True)
+_SAMPLER = "--config.sampler="  # this one is ours: see _choose_sampler
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE:NAME, e.g. configs/digits.py:dsm", lock_config=True,
+    sys_argv=[argument for argument in sys.argv if not argument.startswith(_SAMPLER)],
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples, results.")
 _MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 _ALLOW = flags.DEFINE_bool("allow_config_change", False, "Continue a run although its config was changed.")
@@ -88,11 +92,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
             sys.exit(_complain(ValueError(f"{argument}: there is no file {file}; choose from "
                                           f"{', '.join(all_presets())}, or a file of your own")))
-    # ml_collections would take the word None for a string, or refuse it; here it unsets a field.
-    unset = [argument for argument in argv if argument.startswith("--config.") and argument.endswith("=None")]
+    # ml_collections cannot set a section, and would take the word None for a string; here it unsets a field.
+    samplers = [argument for argument in argv if argument.startswith(_SAMPLER)]
+    unset = [argument for argument in argv if argument.startswith("--config.") and argument.endswith("=None")
+             and argument not in samplers]  # fmt: skip
     try:
-        rest = flags.FLAGS([argument for argument in argv if argument not in unset])
+        rest = flags.FLAGS([argument for argument in argv if argument not in {*unset, *samplers}])
         _ = _CONFIG.value and _CONFIG.value.experiment  # what went wrong with the file is raised on first use
+        if samplers and _CONFIG.value:
+            _choose_sampler(samplers[-1].removeprefix(_SAMPLER))
         for argument in unset if _CONFIG.value else ():
             change(_CONFIG.value, argument.removeprefix("--config.").removesuffix("=None"), None)
         return rest
@@ -105,6 +113,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if ours or isinstance(error, flags.Error | OSError | KeyError | AttributeError | TypeError):
             sys.exit(_complain(ours[0] if ours else error))
         raise
+
+
+def _choose_sampler(choice: str) -> None:
+    """Resets the sampler section, and puts back what the command line says of its fields."""
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    change(_CONFIG.value, "sampler", choice)
+    for field, value in given.items():
+        if field.startswith("sampler."):
+            change(_CONFIG.value, field, value)
 
 
 def _unknown_fields(argv: list[str]) -> list[ValueError]:

@@ -69,17 +69,19 @@ def _data() -> ConfigDict:
 
 def _process() -> ConfigDict:
     c = ConfigDict()
-    # vp_linear, sub_vp, ve, cosine, edm, rectified_flow, constant; without a kernel: static, double_well, phi4
+    # vp_linear, sub_vp, ve, cosine, edm, rectified_flow, discrete, constant; without a kernel static, double_well, phi4
     c.name = "edm"
     c.time_min = placeholder(float)  # smallest time trained and sampled, in [0, 1)
     c.time_max = placeholder(float)  # largest
-    c.beta_min = placeholder(float)  # vp_linear, sub_vp, double_well, phi4: noise rates at both ends
+    c.beta_min = placeholder(float)  # vp_linear, sub_vp, discrete, double_well, phi4: noise rates at both ends
     c.beta_max = placeholder(float)
     c.shift = placeholder(float)  # cosine: reference side / image side
     c.logsnr_limit = placeholder(float)  # cosine: truncation of |log-SNR|
     c.sigma_min = placeholder(float)  # edm, ve: noise levels at both ends
     c.sigma_max = placeholder(float)
     c.rho = placeholder(float)  # edm: the exponent between them
+    c.steps = placeholder(int)  # discrete: noise levels of training
+    c.spacing = placeholder(str)  # discrete: of beta between its ends: linear, sqrt_linear
     c.level = placeholder(float)  # constant: its one noise level
     c.scale = placeholder(float)  # static: length over which the density varies
     c.kappa = placeholder(float)  # phi4: stiffness between neighbouring pixels
@@ -88,7 +90,7 @@ def _process() -> ConfigDict:
 
 def _network() -> ConfigDict:
     c = ConfigDict()
-    c.name = "unet"  # mlp, energy (gradient of a scalar), unet, dit
+    c.name = "unet"  # mlp, energy (gradient of a scalar), unet, dit; exact (the data's own denoiser in closed form)
     c.width = placeholder(int)  # channels
     c.depth = placeholder(int)  # mlp, energy, dit: blocks
     c.dropout = placeholder(float)  # probability, in [0, 1)
@@ -98,6 +100,7 @@ def _network() -> ConfigDict:
     c.blocks_per_level = placeholder(int)  # unet
     c.attention_resolutions = placeholder(tuple)  # unet: sides of the feature maps that attend
     c.patch_size = placeholder(int)  # dit: side of a patch
+    c.target = placeholder(str)  # exact: of images, empirical (the training set) or gaussians (one per class)
     return c
 
 
@@ -165,17 +168,37 @@ def _training() -> ConfigDict:
 
 def _sampler() -> ConfigDict:
     c = ConfigDict()
-    c.name = "heun"  # ancestral, ddim, euler, euler_maruyama, heun, langevin
-    c.steps = placeholder(int)  # grid intervals; network calls are steps, or 2 steps - 1 for heun
+    # ddpm (or ancestral), ddim, euler, euler_maruyama, heun, dpm_solver, sa_solver, randomized_midpoint,
+    # predictor_corrector, poisson_midpoint, lmc (or langevin), ulmc; docs/samplers.md says when to use which
+    c.name = "heun"
+    c.steps = placeholder(int)  # grid intervals; docs/samplers.md has the network calls per interval
     c.grid = placeholder(str)  # uniform, karras, logsnr
-    c.variance = placeholder(str)  # ancestral: small, large
+    c.variance = placeholder(str)  # ddpm, predictor_corrector: small, large
+    c.stochastic = placeholder(bool)  # dpm_solver: the solver of the SDE, not of the ODE
+    c.predictor_order = placeholder(int)  # sa_solver: 1 to 3
+    c.corrector_order = placeholder(int)  # sa_solver: 1 to 4, or 0 for no corrector
+    c.tau = placeholder(float)  # sa_solver: amount of noise, and the noise levels sigma / alpha between which it is added
+    c.tau_low = placeholder(float)
+    c.tau_high = placeholder(float)
+    c.corrector_steps = placeholder(int)  # predictor_corrector: after each predictor but the last
+    c.snr = placeholder(float)  # predictor_corrector: signal-to-noise ratio of a corrector step
     c.eta = placeholder(float)  # ddim: 0 deterministic ... 1 ancestral
     c.churn = placeholder(float)  # heun: S_churn and its range and noise scale
     c.churn_min = placeholder(float)
     c.churn_max = placeholder(float)
     c.churn_noise = placeholder(float)
-    c.step_size = placeholder(float)  # langevin: on the scale of the data, as the half-width of the uniform start
-    c.start = placeholder(float)
+    c.fine_steps = placeholder(int)  # poisson_midpoint: steps of the chain that is imitated
+    c.mode = placeholder(str)  # poisson_midpoint, lmc, ulmc: which midpoints are called: bernoulli, single0, single
+    c.variant = placeholder(str)  # poisson_midpoint: of the chain: 1, 1b, 1c, 1d, 2, 3, 3printed
+    c.freeze = placeholder(str)  # poisson_midpoint: what is frozen over a macro step: epsilon, x0, v, score
+    c.spacing = placeholder(float)  # poisson_midpoint: 1 for equal macro steps, more for shorter ones near the data
+    c.boundaries = placeholder(tuple)  # poisson_midpoint: fine steps at which macro steps end, in place of spacing
+    c.plan = placeholder(str)  # poisson_midpoint: midpoints drawn for each image or for a batch: image, batch
+    c.step_size = placeholder(float)  # lmc: in units of sigma(t)^2; ulmc: of sigma(t)
+    c.steps_per_level = placeholder(int)  # lmc, ulmc: at each time of the grid, where the process moves
+    c.micro_steps = placeholder(int)  # lmc, ulmc: small steps that one step imitates by the Poisson midpoint method
+    c.start = placeholder(float)  # lmc, ulmc: half-width of the uniform start, where the process stands still
+    c.friction = placeholder(float)  # ulmc
     c.guidance = 1.0  # classifier-free guidance scale; 1: none
     c.guidance_interval = (0.0, float("inf"))  # noise levels sigma / alpha, (low, high], in which it acts
     return c

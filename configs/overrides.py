@@ -1,6 +1,8 @@
 """Experiments by name with changed fields, as scripts need them: resolved, checked, identified, and as command lines.
 
 Overrides are flat, {"optimizer.learning_rate": 1e-3}: what `--config.optimizer.learning_rate=0.001` is for main.py.
+{"sampler": "ddim"} resets the section to a sampler's defaults, or "NAME:PRESET" to a preset (configs/samplers.py),
+before all others.
 """
 
 import hashlib
@@ -11,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from configs.samplers import choose_sampler
 
 ROOT = Path(__file__).absolute().parent.parent
 
@@ -40,7 +44,8 @@ def resolve(config: str, overrides: dict[str, Any]) -> ConfigDict:
 
     file, _, name = config.partition(":")
     resolved = load_module(file, list(all_presets())).get_config(name or None)
-    for field, value in overrides.items():
+    # A section as a whole comes before its fields, in whatever order they are given.
+    for field, value in sorted(overrides.items(), key=lambda override: override[0] != "sampler"):
         change(resolved, field, value)
     return resolved
 
@@ -48,9 +53,14 @@ def resolve(config: str, overrides: dict[str, Any]) -> ConfigDict:
 def change(config: ConfigDict, field: str, value: Any) -> None:
     """Sets a field, "optimizer.learning_rate". None unsets one whose default is None.
 
+    The field "sampler" is the section, and its value "NAME" or "NAME:PRESET".
+
     Raises:
       ValueError: for an unknown field, or a value of another type, naming it and the choices.
     """
+    if field == "sampler":
+        choose_sampler(config, value)
+        return
     section, where = config, "config"
     for part in field.split("."):
         if not isinstance(section, ConfigDict) or part not in section:

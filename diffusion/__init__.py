@@ -1,5 +1,6 @@
 """What a diffusion is: schedules, processes, predictions, denoisers, guidance, exact distributions and networks."""
 
+from diffusion.discrete import Discrete
 from diffusion.kernel_free import DoubleWell, Static
 from diffusion.phi4 import Phi4
 from diffusion.schedules import EDM, Constant, Cosine, RectifiedFlow, VPLinear
@@ -13,6 +14,7 @@ SCHEDULES = {
     "cosine": Cosine,
     "edm": EDM,
     "rectified_flow": RectifiedFlow,
+    "discrete": Discrete,
     "constant": Constant,
 }
 

@@ -74,7 +74,7 @@ def array_namespace(t: Scalar) -> ModuleType:
     return jnp if isinstance(t, jax.Array) else np
 
 
-def expand(values: Shaped[Array, " batch"], like: Float[Array, "batch *shape"]) -> Shaped[Array, "batch ..."]:
+def expand(values: Shaped[Array, " batch"], like: Shaped[Array, "batch *shape"]) -> Shaped[Array, "batch ..."]:
     """[B] -> [B, 1, ..., 1], so that one value per image broadcasts against the images."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 

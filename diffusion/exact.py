@@ -17,6 +17,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion.process import GaussianProcess
@@ -112,6 +113,35 @@ def exact_gaussian(
 ) -> ExactMixture:
     """The denoiser of equation 1, as the mixture of one component."""
     return exact_mixture(process, jnp.ones(1), mean[None], covariance[None])
+
+
+def fitted_gaussians(
+    process: GaussianProcess,
+    data: Float[np.ndarray, "n *shape"],
+    classes: Int[np.ndarray, " n"] | None = None,
+    *,
+    floor: float,
+) -> ExactMixture:
+    """Equation 2 with one Gaussian per class, that of maximum likelihood; all data are one class if there are none.
+
+    Args:
+      data: in the range of x0.
+      classes: class of each example, or None. Weights are the frequencies.
+      floor: variance, positive, that is added in every direction: pixels that never change have none.
+    """
+    flat = np.asarray(data, np.float64).reshape(len(data), -1)
+    names = np.zeros(1, np.int32) if classes is None else np.unique(classes)
+    groups = [flat] if classes is None else [flat[classes == name] for name in names]
+    means = [group.mean(axis=0) for group in groups]
+    # In double precision, since the error of single precision exceeds such a floor.
+    spectra = [np.linalg.eigh((group - mean).T @ (group - mean) / len(group)) for group, mean in zip(groups, means)]
+    single = partial(jnp.asarray, dtype=jnp.float32)
+    return ExactMixture(
+        process, single(np.log([len(group) / len(flat) for group in groups])), single(np.stack(means)),
+        single(np.stack([np.maximum(values, 0) + floor for values, _ in spectra])),
+        single(np.stack([vectors for _, vectors in spectra])),
+        None if classes is None else jnp.asarray(names, jnp.int32),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -22,5 +23,22 @@ def image_keys(seed: int, indices: Int[Array, " batch"]) -> Key[Array, " batch"]
 
 
 def image_noise(keys: Key[Array, " batch"], index: Any, shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
-    """Standard normal noise, one independent draw per image, as a function of (the image's key, index) alone."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape))(keys)
+    """Standard normal noise, one independent draw per image, as a function of (the image's key, index) alone.
+
+    `index` is one integer for all images, or [B] with each image's own.
+    """
+    return jax.vmap(lambda key, index: jax.random.normal(jax.random.fold_in(key, index), shape))(
+        keys, jnp.broadcast_to(index, keys.shape)
+    )
+
+
+def image_stream(keys: Key[Array, " batch"], stream: str) -> Key[Array, " batch"]:
+    """The images' keys of a named stream, independent of the noise that is drawn from `keys` themselves."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(stream.encode()))
+
+
+def image_uniform(keys: Key[Array, " batch"], index: Any) -> Float[Array, " batch"]:
+    """Uniform on [0, 1), one draw per image; `index` as in `image_noise`."""
+    return jax.vmap(lambda key, index: jax.random.uniform(jax.random.fold_in(key, index)))(
+        keys, jnp.broadcast_to(index, keys.shape)
+    )

@@ -22,6 +22,29 @@ from samplers.base import Samples, run_scan, scan_tables
 from samplers.time_grids import check_grid, make_grid
 
 
+def check_variance(variance: str) -> None:
+    """Raises ValueError unless `variance` is a choice of equation 2."""
+    if variance not in ("small", "large"):
+        raise ValueError(f"variance = '{variance}' is not known; choose from small, large")
+
+
+def ancestral_tables(process: Process, t: np.ndarray, variance: str) -> dict[str, np.ndarray]:
+    """One step of equations 1 to 3 from each t to the next, x_s = a x_t + b x0_hat + c z.
+
+    Args:
+      process: with a kernel.
+      t: [N] decreasing times.
+      variance: "small" or "large".
+
+    Returns:
+      a, b and c, [N] each; the last row is x0_hat itself.
+    """
+    a, b, c = process.posterior(t[1:], t[:-1])
+    if variance == "large":
+        c = c * process.sigma(t[:-1]) / process.sigma(t[1:])
+    return {"a": np.append(a, 0.0), "b": np.append(b, 1.0), "c": np.append(c, 0.0)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
     """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with `variance` "small" or "large"."""
@@ -32,8 +55,7 @@ class Ancestral:
 
     def __post_init__(self) -> None:
         check_grid(self.grid, self.steps)
-        if self.variance not in ("small", "large"):
-            raise ValueError(f"variance = '{self.variance}' is not known; choose from small, large")
+        check_variance(self.variance)
 
     def sample(
         self,
@@ -47,10 +69,7 @@ class Ancestral:
     ) -> Samples:
         require_kernel(process, "the ancestral sampler")
         t = make_grid(process, self.grid, self.steps).t
-        a, b, c = process.posterior(t[1:], t[:-1])
-        if self.variance == "large":
-            c = c * process.sigma(t[:-1]) / process.sigma(t[1:])
-        rows = scan_tables(t=t, a=np.append(a, 0.0), b=np.append(b, 1.0), c=np.append(c, 0.0))
+        rows = scan_tables(t=t, **ancestral_tables(process, t, self.variance))
 
         def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
             noise = image_noise(keys, row["index"] + 1, shape)

@@ -2,7 +2,7 @@
 
   step       a whole training step (data, update, EMA, finite check, metrics) over the compiled forward + backward +
              optimiser of the same network on one fixed batch
-  sampling   DDIM over NFE times one compiled forward
+  samplers   every sampler over as many compiled forwards as its NFE; time to compile few steps and many
   objectives seconds, FLOPs and temporary memory of each objective's compiled gradient over DSM's
   evaluation Frechet distance at 2048 dimensions; accumulation of moments over Inception's own time; and, where torch
              and torch-fidelity are installed, Inception against theirs on the same images
@@ -35,26 +35,9 @@ import numpy as np
 import optax
 
 from scripts.benchmark_objectives import objectives_suite
-from scripts.measuring import Figure, figure
+from scripts.benchmark_samplers import samplers_suite
+from scripts.measuring import Figure, figure, image_experiment
 from training.timing import paired
-
-
-def image_experiment(quick: bool) -> tuple[Any, str]:
-    """A U-Net on 32x32 RGB images with batch 64; or, since that takes long to compile, a small DiT with batch 16."""
-    from configs.base import get_config
-    from training.experiment import build_experiment
-
-    config = get_config()
-    config.data.source = "emoji"
-    config.data.batch_size = 16 if quick else 64
-    config.data.flip = True
-    if quick:
-        options = {"name": "dit", "width": 64, "depth": 2, "num_heads": 2, "patch_size": 4}
-    else:
-        options = {"name": "unet", "width": 32, "channel_multipliers": (1, 2), "blocks_per_level": 1}
-    config.network.update(options)
-    case = f"{options['name']} 32x32 width {options['width']} batch {config.data.batch_size}"
-    return build_experiment(config), case
 
 
 def bare_step(experiment: Any) -> Callable[[Any, Any, Any, Any], Any]:
@@ -96,35 +79,6 @@ def step_suite(quick: bool) -> Iterator[Figure]:
     yield figure("step", case, "seconds per training step", seconds, n)
     yield figure("step", case, "seconds per bare step", bare_seconds, n)
     yield figure("step", case, "training step / bare step", ratio, n)
-
-
-def sampling_suite(quick: bool) -> Iterator[Figure]:
-    """DDIM against its network calls, each one compiled forward of the denoiser's network."""
-    from samplers import DDIM
-
-    experiment, case = image_experiment(quick)
-    batch_size, steps, n = 16, 5, 20 if quick else 11
-    case = f"{case.split(' batch')[0]} batch {batch_size}, {steps} steps"
-    params, shape = experiment.params["score"], experiment.image_shape
-    keys = jax.random.split(jax.random.key(0), batch_size)
-    labels = jnp.arange(batch_size) % experiment.train.num_classes
-    x, level = jax.random.normal(keys[0], (batch_size, *shape)), jnp.zeros(batch_size)
-    forward = jax.jit(experiment.apply)
-    sample = jax.jit(lambda params, keys, labels: DDIM(steps=steps).sample(
-        experiment.denoiser(params), experiment.process, keys, labels, shape=shape))
-
-    def run_forwards() -> Any:
-        # One after another, as a sampler has to.
-        for _ in range(steps):
-            result = jax.block_until_ready(forward(params, x, level, labels))
-        return result
-
-    seconds, forward_seconds, ratio = paired(lambda: sample(params, keys, labels), run_forwards, n)
-    nfe = int(sample(params, keys, labels).nfe[0])
-    yield figure("sampling", case, "NFE", nfe, 1)
-    yield figure("sampling", case, "seconds of DDIM", seconds, n)
-    yield figure("sampling", case, "seconds of as many forwards", forward_seconds, n)
-    yield figure("sampling", case, "DDIM / forwards", ratio, n)
 
 
 def evaluation_suite(quick: bool) -> Iterator[Figure]:
@@ -220,7 +174,7 @@ def _seconds_to_first_step(workdir: Path) -> float:
 
 
 SUITES = {
-    "step": step_suite, "sampling": sampling_suite, "objectives": objectives_suite, "evaluation": evaluation_suite,
+    "step": step_suite, "samplers": samplers_suite, "objectives": objectives_suite, "evaluation": evaluation_suite,
     "start_up": start_up_suite,
 }  # fmt: skip
 

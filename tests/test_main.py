@@ -158,6 +158,28 @@ def test_train_and_evaluate(command, monkeypatch, code, called):
     assert command(mode="train")[0] == code and calls == ["train"]
 
 
+EXACT = {"network.name": "exact", "network.width": None, "network.depth": None, "network.dropout": None}
+
+
+@pytest.mark.parametrize("mode", ["train", "train_and_evaluate"])
+def test_nothing_to_train(command, tmp_path, mode):
+    code, error = command(EXACT, mode=mode)
+    assert code == 2 and error == ("error: config.network.name = 'exact': there is nothing to train; use --mode=sample "
+                                   "or --mode=evaluate\n")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_score_that_is_not_finite(command, monkeypatch):
+    """A denoiser that answers NaN ends in one line with the remedy, not in black images."""
+    from diffusion.exact import ExactEmpirical
+
+    monkeypatch.setattr(ExactEmpirical, "__call__", lambda self, x_t, t, label=None: x_t * jax.numpy.nan)
+    changes = EXACT | {"sampler.name": "ddim", "sampler.steps": 2, "evaluation.batch_size": 8}
+    code, error = command(changes, mode="sample")
+    assert (code, error) == (2, "error: image 0 is not finite (8 of this batch of 8): the sampler diverged; take more "
+                                "steps, less guidance, or another checkpoint\n")  # fmt: skip
+
+
 @pytest.mark.parametrize("mode", ["sample", "evaluate"])
 def test_nothing_to_evaluate(command, tmp_path, mode):
     (tmp_path / "run").mkdir()

@@ -31,6 +31,7 @@ from scoring.base import Objective
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
 from training.ema import EMA
+from training.exact_target import EXACT, ExactTarget
 from training.optimizers import make_learning_rate, make_optimizer
 
 # Fields of a section that belong to the section, not to the component it names.
@@ -48,6 +49,9 @@ def check(config: ConfigDict) -> None:
     make_ema(config)
     optimizer(config)
     network_options(config)
+    exact = make_exact(config)
+    if exact is not None:
+        exact.check(config, make_process(config))
     check_evaluation(config)
 
 
@@ -225,8 +229,13 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def network_options(config: ConfigDict) -> dict[str, Any]:
     """The options of config.network, sequences as tuples."""
-    given = options("network", config.network, NETWORKS)
+    given = options("network", config.network, NETWORKS | {EXACT: ExactTarget})
     return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in given.items()}
+
+
+def make_exact(config: ConfigDict) -> ExactTarget | None:
+    """config.network -> the closed form that is asked for; None where it names a network."""
+    return build("network", config.network, {EXACT: ExactTarget}) if config.network.name == EXACT else None
 
 
 def make_network(

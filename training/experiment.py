@@ -1,6 +1,8 @@
 """Config -> experiment: every object that training, sampling and evaluation need, built once and in one place."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -19,6 +21,7 @@ from diffusion.random import stream_key
 from scoring.base import Update, score_update
 from training import components
 from training.ema import EMA
+from training.exact_target import arrays_of
 from training.mesh import make_mesh, state_sharding
 from training.state import TrainState, create_state
 from training.step import Step, make_step
@@ -33,8 +36,9 @@ class Experiment:
       train, test: data splits.
       pipeline: batches of `train`.
       process: the noising process.
-      apply: the network as a pure function of its parameters.
+      apply: the network as a pure function of its parameters; None where `exact` stands in its place.
       params: initial parameters by role.
+      exact: the denoiser in closed form, whose arrays are the parameters, and which nothing trains.
       updates: the training method.
       optimizers: one per role.
       ema: which averages are kept.
@@ -46,12 +50,13 @@ class Experiment:
     test: Source
     pipeline: Pipeline
     process: Process
-    apply: Apply
+    apply: Apply | None
     params: dict[str, PyTree]
     updates: tuple[Update, ...]
     optimizers: dict[str, optax.GradientTransformation]
     ema: EMA
     mesh: Mesh
+    exact: Any = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -60,6 +65,8 @@ class Experiment:
 
     def denoiser(self, params: PyTree, key: Key[Array, ""] | None = None) -> Denoiser:
         """The network with these parameters as a denoiser; with a key, its dropout is on."""
+        if self.exact is not None:
+            return dataclasses.replace(self.exact, **params)
         return _denoiser(self.config, self.apply, self.process, params, key)
 
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
@@ -118,18 +125,27 @@ def build_experiment(config: ConfigDict) -> Experiment:
         raise ValueError(f"config.sampler.guidance = {config.sampler.guidance} needs labelled data, and "
                          f"config.data.source = '{data.source}' has no classes")
     process = components.make_process(config)
+    return Experiment(
+        config=config, train=train, test=test, pipeline=pipeline, process=process, ema=components.make_ema(config),
+        mesh=mesh, **_model(config, train, pipeline.image_shape, process),
+    )
+
+
+def _model(config: ConfigDict, train: Source, shape: tuple[int, ...], process: Process) -> dict[str, Any]:
+    """The attributes of an experiment that are about its network, or about what stands in its place."""
+    target = components.make_exact(config)
+    if target is not None:
+        exact = target.denoiser(config, train, process)
+        return {"exact": exact, "apply": None, "params": {"score": arrays_of(exact)}, "updates": (), "optimizers": {}}
     key = stream_key(config.seed, "network")
-    apply, params = components.make_network(config, pipeline.image_shape, train.num_classes, key)
+    apply, params = components.make_network(config, shape, train.num_classes, key)
     update = score_update(
         components.make_objective(config),
         lambda params, key: _denoiser(config, apply, process, params, key),
         process, label_dropout=config.objective.label_dropout, num_classes=train.num_classes,
     )
-    return Experiment(
-        config=config, train=train, test=test, pipeline=pipeline, process=process, apply=apply,
-        params={"score": params}, updates=(update,), optimizers={"score": components.optimizer(config)},
-        ema=components.make_ema(config), mesh=mesh,
-    )
+    return {"apply": apply, "params": {"score": params}, "updates": (update,),
+            "optimizers": {"score": components.optimizer(config)}}  # fmt: skip
 
 
 def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:

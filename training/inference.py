@@ -34,7 +34,7 @@ from training.mesh import batch_sharding
 from training.metric_writers import MetricWriter
 from training.preemption import StopSignals
 from training.progress import duration
-from training.workdir import compare_config, read_config
+from training.workdir import check_config, compare_config, prepare_workdir, read_config, store_config
 
 GRID_IMAGES = 100
 
@@ -94,18 +94,28 @@ def sample(config: ConfigDict, workdir: str) -> int:
 
 
 def load_run(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int, str]:
-    """The experiment, the selected parameters of its newest checkpoint, the step and the parameters' hash."""
+    """The experiment, the selected parameters of its newest checkpoint, the step and the parameters' hash.
+
+    An exact denoiser has no checkpoint, its step is 0, and its run begins here.
+    """
     # Imported here: the loop imports this module for its grids.
     from training.loop import FREE_FIELDS, restore_state
 
     folder = Path(workdir).expanduser()
     stored = read_config(folder) if folder.is_dir() else None
-    if stored is None:
+    exact = components.make_exact(config)
+    if stored is None and exact is None:
         raise FileNotFoundError(f"no run in workdir {folder}: train one first, with --mode=train")
-    different = compare_config(stored, config.to_dict(), (*FREE_FIELDS, "training", "optimizer"))
+    different = compare_config(stored or config.to_dict(), config.to_dict(), (*FREE_FIELDS, "training", "optimizer"))
     if different:
         raise ValueError(f"workdir {folder} holds another experiment:\n  " + "\n  ".join(different))
     experiment = build_experiment(config)
+    if exact is not None:
+        if stored is None:
+            with prepare_workdir(folder) as prepared:
+                check_config(prepared, config.to_dict())
+                store_config(prepared, config.to_dict())
+        return experiment, experiment.params["score"], 0, exact.sha256(config, experiment.train)
     state, step = restore_state(experiment, Checkpoints(folder / "checkpoints", keep=config.training.keep))
     if step == 0:
         raise FileNotFoundError(f"no checkpoint in {folder / 'checkpoints'} yet: train first, with --mode=train")

@@ -59,6 +59,9 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
       ValueError, OSError, RuntimeError: for whatever does not fit, before anything is lost; FloatingPointError after
         config.training.max_skipped_in_a_row updates that were not finite.
     """
+    if components.make_exact(config) is not None:
+        raise ValueError(f"config.network.name = '{config.network.name}': there is nothing to train; use --mode=sample "
+                         "or --mode=evaluate")
     with StopSignals() as stop:
         experiment = build_experiment(config)
         with prepare_workdir(workdir) as folder:

@@ -106,6 +106,8 @@ def compare_config(stored: dict, current: dict, ignore: tuple[str, ...] = ()) ->
     for name in sorted(was.keys() | now.keys()):
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in ignore):
             continue
+        if was.get(name) is None and now.get(name) is None:
+            continue  # a field that is not set may be one that the other version does not have
         left, right = (json.dumps(values[name]) if name in values else "absent" for values in (was, now))
         if left != right and not (name in was and name in now and was[name] == now[name]):  # 1 equals 1.0
             lines.append(f"{name}: {left} (stored) != {right} (now)")

@@ -11,7 +11,18 @@ from diffusion.kernel_free import DoubleWell
 from diffusion.process import GaussianProcess
 from diffusion.random import image_keys, image_noise
 from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
-from samplers import DDIM, SAMPLERS, Ancestral, Euler, EulerMaruyama, Heun
+from samplers import (
+    DDIM,
+    SAMPLERS,
+    Ancestral,
+    DPMSolver,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    RandomizedMidpoint,
+    SASolver,
+)
 from samplers.time_grids import TIME_GRIDS
 
 PROCESSES = {
@@ -253,12 +264,19 @@ EVERY = {
     "euler_maruyama": EulerMaruyama(steps=5),
     "heun": Heun(steps=5),
     "heun with churn": Heun(steps=5, churn=2.0),
+    "dpm_solver": DPMSolver(steps=5),
+    "dpm_solver with noise": DPMSolver(steps=5, stochastic=True),
+    "sa_solver": SASolver(steps=5),
+    "randomized_midpoint": RandomizedMidpoint(steps=5),
+    "predictor_corrector": PredictorCorrector(steps=5),
 }
-CALLS = {name: 9 if name.startswith("heun") else 5 for name in EVERY}
+CALLS = {name: 9 if name.startswith(("heun", "randomized", "predictor")) else 5 for name in EVERY}
+OWN_TIMES = "randomized_midpoint"  # the others call the network at one time for the whole batch
 
 
-# Samplers of the reverse process; Langevin's, of a density that stands still, has its own tests.
-REVERSING = {name: sampler for name, sampler in SAMPLERS.items() if name != "langevin"}
+# Samplers that go through a grid; the Langevin and Poisson midpoint samplers have their own tests.
+REVERSING = {name: sampler for name, sampler in SAMPLERS.items()
+             if name not in ("ddpm", "langevin", "lmc", "ulmc", "poisson_midpoint")}  # fmt: skip
 
 
 def test_every_named_sampler_is_tested():
@@ -283,7 +301,8 @@ def test_calls_are_counted_as_they_happen(mixture, name):
     assert samples.x0_steps.shape == (CALLS[name], 3, 2)
     assert np.array_equal(labels, [[4, 0, 7]] * CALLS[name])
     times = np.array(calls)
-    assert (times == times[:, :1]).all() and times.max() <= 1.0 and times.min() >= np.float32(1e-3)
+    assert (times == times[:, :1]).all() != (name == OWN_TIMES)
+    assert times.max() <= 1.0 and times.min() >= np.float32(1e-3)
     # The last output is the sample.
     np.testing.assert_allclose(samples.x0_steps[-1], samples.x0, atol=1e-5)
 
@@ -377,7 +396,7 @@ def test_bad_fields_are_refused_by_name(make, message):
         make()
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim", "heun"])
+@pytest.mark.parametrize("name", sorted({*REVERSING, "poisson_midpoint"} - {"euler", "euler_maruyama"}))
 def test_process_without_kernel_is_refused(name):
     """What cannot do without one says so; Euler and Euler-Maruyama can (`test_euler_maruyama.py`)."""
     with pytest.raises(ValueError, match=r"needs a process with a closed-form .*, and DoubleWell has none"):

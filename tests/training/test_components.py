@@ -85,7 +85,7 @@ def test_the_network_gets_its_options():
 
 UNKNOWN = {
     "process.name": SCHEDULES | PROCESSES,
-    "network.name": NETWORKS,
+    "network.name": {*NETWORKS, "exact"},
     "sampler.name": SAMPLERS,
     "objective.name": OBJECTIVES,
     "objective.weighting.name": WEIGHTINGS,
