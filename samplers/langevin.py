@@ -15,7 +15,6 @@ for K = 1, else about two.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -108,8 +107,7 @@ class Langevin:
         check_mode(self.mode)
         _check(step_size=self.step_size, steps_per_level=self.steps_per_level, micro_steps=self.micro_steps,
                start=self.start)
-        make = partial(_dynamics, micro_steps=self.micro_steps, steps=1, friction=self._friction())
-        limit = step_limit(lambda step_size: make(step_size), self.mode)
+        limit = step_limit(lambda step_size: _dynamics(step_size, self.micro_steps, 1, self._friction()), self.mode)
         if self.step_size >= limit:
             logging.warning("step_size = %g is beyond the limit of stability, %.3g: the chain diverges where the "
                             "density is as narrow as the noise", self.step_size, limit)

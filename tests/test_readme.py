@@ -49,6 +49,13 @@ def test_the_sampler_of_the_readme(readme):
     np.testing.assert_array_equal(samples.nfe, 1)
 
 
+def test_the_stand_alone_samplers_of_the_readme(readme):
+    """Variances 1 + 1.5^2 and 1, to four standard errors (of the mixture's x^2 and of a Gaussian's)."""
+    assert (readme.points.nfe == 400).all() and (readme.samples.nfe == 20).all()
+    assert abs(float(jnp.mean(readme.points.x0**2)) - 3.25) < 4 * np.sqrt(11 / 10_000)
+    assert abs(float(jnp.mean(readme.samples.x0**2)) - 1) < 4 * np.sqrt(2 / 20_000) + 0.01
+
+
 def test_the_objective_of_the_readme(readme):
     """A denoiser that is wrong by 3 everywhere has an absolute error of 3."""
     objective = readme.AbsoluteError(weighting=UniformWeighting(), time_sampler=UniformTimes())
