@@ -177,7 +177,7 @@ def _sampler() -> ConfigDict:
     c.stochastic = placeholder(bool)  # dpm_solver: the solver of the SDE, not of the ODE
     c.predictor_order = placeholder(int)  # sa_solver: 1 to 3
     c.corrector_order = placeholder(int)  # sa_solver: 1 to 4, or 0 for no corrector
-    c.tau = placeholder(float)  # sa_solver: amount of noise, and the noise levels sigma / alpha between which it is added
+    c.tau = placeholder(float)  # sa_solver: amount of noise, and between which noise levels it is added
     c.tau_low = placeholder(float)
     c.tau_high = placeholder(float)
     c.corrector_steps = placeholder(int)  # predictor_corrector: after each predictor but the last

@@ -2,5 +2,6 @@
 
 from configs.tables.base import Table
 from configs.tables.lcss import LCSS
+from configs.tables.poisson_midpoint import POISSON_MIDPOINT
 
-TABLES: dict[str, Table] = {"lcss": LCSS}
+TABLES: dict[str, Table] = {"lcss": LCSS, "poisson_midpoint": POISSON_MIDPOINT}
