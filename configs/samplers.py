@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "poisson_midpoint": {
         "default": {},
-        # Kandasamy & Nagaraj 2024: 40 equal macro steps of DDPM's thousand.
+        # Kandasamy & Nagaraj 2024: 40 equal macro steps of DDPM's thousand, epsilon frozen.
         "paper": {"freeze": "epsilon", "spacing": 1.0, "variant": "2", "mode": "single", "steps": 40,
                   "fine_steps": 1000},
     },

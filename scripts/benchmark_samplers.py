@@ -33,9 +33,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "predictor_corrector": ("predictor_corrector", {"steps": 4}),
     "poisson_midpoint, single": ("poisson_midpoint", {"steps": 4}),
     "poisson_midpoint, bernoulli, plan of the batch": (
-        "poisson_midpoint", {"steps": 4, "fine_steps": 20, "mode": "bernoulli", "plan": "batch"}),
+        "poisson_midpoint", {"steps": 4, "fine_steps": 20, "spacing": 1.0, "mode": "bernoulli", "plan": "batch"}),
     "poisson_midpoint, bernoulli, plan of each image": (
-        "poisson_midpoint", {"steps": 4, "fine_steps": 20, "mode": "bernoulli"}),
+        "poisson_midpoint", {"steps": 4, "fine_steps": 20, "spacing": 1.0, "mode": "bernoulli"}),
     "lmc": ("lmc", {"steps": 3, "steps_per_level": 2}),
     "ulmc": ("ulmc", {"steps": 3, "steps_per_level": 2}),
 }  # fmt: skip

@@ -25,6 +25,8 @@ OVERDAMPED, UNDERDAMPED = (0.4, 0.2, 0.1, 0.05, 0.025), (0.4, 0.2, 0.1, 0.05)
 SCALES = (1.0, 0.5, 0.1)
 SCHEDULES = {"linear": {}, "sqrt": {"beta_min": 0.0015, "beta_max": 0.0195, "spacing": "sqrt_linear"}}
 
+_PAPER = {"freeze": "epsilon", "spacing": 1.0}  # equal macro steps
+
 # --- Biases and moments, exact ----------------------------------------------------------------------------------------
 
 
@@ -59,7 +61,7 @@ def _moments() -> list[Row]:
 
     rows = []
     for mode in ("bernoulli", "single"):
-        samplers = {f"K{k}": {"schedule": "linear", "steps": 1000 // k, "mode": mode} for k in MICRO_STEPS}
+        samplers = {f"K{k}": {"schedule": "linear", "steps": 1000 // k, "mode": mode, **_PAPER} for k in MICRO_STEPS}
         rows.append(Row(
             name=f"moments_{mode}", about=f"N(0, s^2) under DDPM's levels, exact denoiser, {mode}", seeds=1,
             figures=labels(samplers, SCALES),
@@ -102,7 +104,6 @@ def _chains() -> list[Row]:
 # --- Samplers of images -----------------------------------------------------------------------------------------------
 
 # Label -> name, options, and steps as a function of the calls that it may make.
-_OURS = {"spacing": 2.0, "mode": "single"}
 SAMPLER_RUNS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "ddpm": ("ddpm", {"grid": "uniform"}, lambda calls: calls),
     "ddim": ("ddim", {"grid": "uniform"}, lambda calls: calls),
@@ -112,11 +113,10 @@ SAMPLER_RUNS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "sa_solver": ("sa_solver", {"grid": "logsnr"}, lambda calls: calls),
     "randomized_midpoint": ("randomized_midpoint", {"grid": "logsnr"}, lambda calls: calls // 2),
     "predictor_corrector": ("predictor_corrector", {"grid": "uniform"}, lambda calls: calls // 2),
-    # As in the paper: equal macro steps of the thousand, frozen epsilon.
-    "pmm_single": ("poisson_midpoint", {"freeze": "epsilon", "mode": "single"}, lambda calls: calls // 2),
-    "pmm_bernoulli": ("poisson_midpoint", {"freeze": "epsilon", "mode": "bernoulli"}, lambda calls: calls // 2),
-    "pmm_x0": ("poisson_midpoint", {"freeze": "x0", **_OURS}, lambda calls: calls // 2),
-    "pmm_v": ("poisson_midpoint", {"freeze": "v", **_OURS}, lambda calls: calls // 2),
+    "pmm_single": ("poisson_midpoint", {**_PAPER, "mode": "single"}, lambda calls: calls // 2),
+    "pmm_bernoulli": ("poisson_midpoint", {**_PAPER, "mode": "bernoulli"}, lambda calls: calls // 2),
+    "pmm_x0": ("poisson_midpoint", {"freeze": "x0", "spacing": 2.0}, lambda calls: calls // 2),
+    "pmm_v": ("poisson_midpoint", {"freeze": "v", "spacing": 2.0}, lambda calls: calls // 2),
     "lmc": ("lmc", {"grid": "logsnr", "steps_per_level": 5}, lambda calls: max(calls // 5, 2)),
 }
 CALLS = (10, 20, 40, 80, 200)

@@ -135,7 +135,7 @@ def diffusion_moments(
                 ends = np.unique(np.append(1000 - np.round(1000 * process.time_of_logsnr(levels)), 1000))
                 options |= {"boundaries": tuple(int(end) for end in ends), "steps": len(ends) - 1}
             if name not in fine:
-                fine[name], _ = _deviations(process, make(steps=1000), scales)
+                fine[name], _ = _deviations(process, make(steps=1000, spacing=1.0), scales)
                 figures |= {f"std_error_{name}_fine_s{s:g}": float(f / s - 1) for s, f in zip(scales, fine[name])}
             got, figures[f"calls_{label}"] = _deviations(process, make(**options), scales)
             for s, one, whole in zip(scales, got, fine[name]):
@@ -168,7 +168,7 @@ def respaced_moments(seed: int, folder: Path, *, calls: Sequence[int], scales: S
         def time_min(self) -> float:
             return 1 / self.calls
 
-    figures = {}
+    make, figures = SAMPLERS["poisson_midpoint"], {}
     with jax.enable_x64(True):
         squares, keys, shape = np.square(scales), image_keys(seed, jnp.arange(1)), (len(scales),)
         for count in calls:
@@ -178,7 +178,7 @@ def respaced_moments(seed: int, folder: Path, *, calls: Sequence[int], scales: S
                 alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
                 return (alpha * squares / (alpha**2 * squares + sigma**2) * x).astype(x.dtype)
 
-            ddpm, _ = _deviations(process, SAMPLERS["poisson_midpoint"](steps=count, fine_steps=count), scales)
+            ddpm, _ = _deviations(process, make(steps=count, fine_steps=count, spacing=1.0), scales)
             ddim = SAMPLERS["ddim"](steps=count).sample(denoise, process, keys, None, shape=shape).x0
             found = {"ddpm": ddpm, "ddim": np.asarray(jnp.abs(ddim / process.prior(keys, shape)))[0]}
             for name, deviation in found.items():

@@ -24,6 +24,12 @@ from samplers.time_grids import make_grid
 
 pytestmark = pytest.mark.usefixtures("loops_in_python", "quick_to_compile")
 
+
+def paper(**options):
+    """The sampler with the settings of its paper, which are not our defaults."""
+    return PoissonMidpoint(**{"freeze": "epsilon", "spacing": 1.0} | options)
+
+
 PROCESS = GaussianProcess(Discrete())
 SCALES = np.array([1.0, 0.5, 0.1])  # standard deviations of Gaussian data, in every row of probes
 # abar_k of DDPM, k = 0 ... 1000.
@@ -190,7 +196,7 @@ def test_every_macro_step_is_the_recursion(micro, freeze):
     abar = np.append(1.0, np.cumprod(1 - np.linspace(2e-3, 0.2, 60)))
     generator, rows = np.random.default_rng(0), 70
     with jax.enable_x64(True):
-        sampler = PoissonMidpoint(steps=7, fine_steps=60, boundaries=boundaries, freeze=freeze, mode="bernoulli")
+        sampler = paper(steps=7, fine_steps=60, boundaries=boundaries, freeze=freeze, mode="bernoulli")
         tables, ends = sampler.dynamics(process), np.array(boundaries)
         np.testing.assert_array_equal(tables.micro_steps, np.diff(ends))
         place = np.arange(rows) % 7
@@ -241,21 +247,21 @@ def test_standard_deviations_of_the_fine_chain():
     for variant, expected in known.items():
         np.testing.assert_allclose((FINE[variant] / SCALES - 1)[:2], expected, rtol=1e-2)
     with jax.enable_x64(True):
-        one = single_std(PoissonMidpoint(steps=1000, variant="3"))
+        one = single_std(paper(steps=1000, variant="3"))
     np.testing.assert_allclose(one, FINE["3"], rtol=1e-9)
 
 
 @pytest.mark.parametrize("k", [2, 10, 25, 50])
 def test_excess_of_mode_single(k):
     with jax.enable_x64(True):
-        excess = single_std(PoissonMidpoint(steps=1000 // k)) / FINE["2"] - 1
+        excess = single_std(paper(steps=1000 // k)) / FINE["2"] - 1
     np.testing.assert_allclose(excess, SINGLE[k], rtol=1e-3, atol=1e-10)
 
 
 @pytest.mark.parametrize("k", [4, 10, pytest.param(25, marks=pytest.mark.slow)])
 def test_excess_of_mode_bernoulli(micro, k):
     with jax.enable_x64(True):
-        sampler = PoissonMidpoint(steps=1000 // k, mode="bernoulli")
+        sampler = paper(steps=1000 // k, mode="bernoulli")
         excess = bernoulli_std(sampler, micro, ENDS[k]) / FINE["2"] - 1
     np.testing.assert_allclose(excess, BERNOULLI[k], rtol=1e-3)
 
@@ -268,7 +274,7 @@ def test_excess_of_mode_bernoulli(micro, k):
 ])  # fmt: skip
 def test_excess_of_other_choices(options, known):
     """Excess of 20 macro steps of growing length, by what is frozen; and of variant 3."""
-    sampler = PoissonMidpoint(**{"steps": 20} | options)
+    sampler = paper(**{"steps": 20} | options)
     with jax.enable_x64(True):
         excess = single_std(sampler) / FINE[sampler.variant] - 1
     np.testing.assert_allclose(excess, known, rtol=1e-3, atol=1e-10)
@@ -277,7 +283,7 @@ def test_excess_of_other_choices(options, known):
 def test_closer_to_the_data_than_respaced_samplers():
     """80 calls against 100 of DDPM and of DDIM on every tenth level, for data of deviation 1 and 0.5; not for 0.1."""
     with jax.enable_x64(True):
-        ours = np.abs(single_std(PoissonMidpoint(steps=40)) / SCALES - 1)
+        ours = np.abs(single_std(paper(steps=40)) / SCALES - 1)
     bar, others = ABAR[::10], []
     for eta in (1.0, 0.0):
         v = np.ones(3)
@@ -315,14 +321,14 @@ def weight_of_k(one):
 def test_faults_that_the_moments_show(fault):
     """The last: offsets read as the number of the micro step, one too early."""
     with jax.enable_x64(True):
-        excess = single_std(PoissonMidpoint(steps=200), **fault) / FINE["2"] - 1
+        excess = single_std(paper(steps=200), **fault) / FINE["2"] - 1
     assert (np.abs(excess / SINGLE[5] - 1) > 0.1).all()
 
 
 @pytest.mark.parametrize("shift", [0, 1])
 def test_the_mean_over_offsets_is_the_fine_chain(shift):
     """With a network of time alone, in every macro step; offsets one too early leave out the last micro step."""
-    sampler, k = PoissonMidpoint(steps=100), 10
+    sampler, k = paper(steps=100), 10
     a, b, _ = fine_chain("2")
     place, first = (index.ravel() for index in np.indices((100, k - 1)))
     first = first + 1 - shift
@@ -356,7 +362,7 @@ class Bent:
 
 
 def sample(process=VP, **options):
-    samples = PoissonMidpoint(**options).sample(Bent(), process, KEYS, LABEL, shape=(2,))
+    samples = paper(**options).sample(Bent(), process, KEYS, LABEL, shape=(2,))
     return np.asarray(samples.x0), np.asarray(samples.nfe)
 
 
@@ -429,7 +435,7 @@ def test_a_shared_plan():
 
 def test_bad_options_are_named():
     for options, match in (
-        ({"steps": 3}, "steps = 3 must divide fine_steps = 1000"), ({"spacing": 0.5}, "spacing = 0.5"),
+        ({"steps": 3, "spacing": 1.0}, "steps = 3 must divide fine_steps = 1000"), ({"spacing": 0.5}, "spacing = 0.5"),
         ({"mode": "x"}, "mode = 'x'"), ({"freeze": "x"}, "freeze = 'x'"), ({"variant": "4"}, "variant = '4'"),
         ({"plan": "x"}, "plan = 'x'"), ({"fine_steps": 20}, "fine_steps = 20 must be at least steps = 40"),
         ({"boundaries": (0, 5, 5, 1000), "steps": 3}, "boundaries"), ({"boundaries": (0, 1000)}, "boundaries"),
