@@ -182,7 +182,7 @@ class PoissonMidpoint:
                 raise ValueError(f"boundaries = {self.boundaries} must increase from 0 to fine_steps = "
                                  f"{self.fine_steps}")
             if len(inner) != self.steps:
-                raise ValueError(f"boundaries = {self.boundaries} are {len(inner)} macro steps, not steps = {self.steps}")
+                raise ValueError(f"boundaries = {self.boundaries}: these are {len(inner)} steps, not {self.steps}")
         elif self.spacing < 1:
             raise ValueError(f"spacing = {self.spacing} must be at least 1")
         elif self.spacing == 1 and self.fine_steps % self.steps:
