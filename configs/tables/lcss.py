@@ -9,7 +9,7 @@ from configs.tables.lcss_claims import CLAIMS
 from configs.tables.lcss_paper import PAPER_ROWS
 
 OBJECTIVES = ("dsm", "lcss", "ism", "ssm", "ssm_vr", "fd_ssm", "fd_ssm_vr")
-# With their seeds: five of each would take more than the two hours that the small table is meant to take on 2 CPU cores.
+# With their seeds; five of each would take more than the two hours that the table is meant to take on 2 CPU cores.
 DENSITIES = {"checkerboard": 5, "swiss_roll": 3, "rings": 3, "mixture": 3}
 TOY, NONAFFINE = "configs/toy2d.py:static", "configs/toy2d.py:lcss_nonaffine"
 DIGITS, MNIST = "configs/digits.py:dsm", "configs/images.py:mnist5k_mlp"
