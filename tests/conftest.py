@@ -16,6 +16,7 @@ install_import_hook(PACKAGES, "beartype.beartype")
 
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import pytest
 
@@ -66,3 +67,12 @@ def mixture() -> NumpyMixture:
             [[[0.20, 0.08], [0.08, 0.10]], [[0.15, -0.05], [-0.05, 0.25]], [[0.10, 0.0], [0.0, 0.30]]]
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """Programs that are run once: compiling takes the time, and less of it without optimisation."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -50,9 +50,9 @@ def test_a_chain_that_is_not_stable_is_named(tmp_path):
 @pytest.mark.slow
 def test_moments_of_diffusion_samplers(tmp_path):
     """Excess over DDPM-1000 for data of 0.5, in known numbers."""
-    samplers = {"single": {"steps": 20}, "bernoulli": {"steps": 20, "mode": "bernoulli"},
-                "v_p2": {"steps": 20, "spacing": 2.0, "freeze": "v"}}  # fmt: skip
-    samplers = {name: options | {"schedule": "linear"} for name, options in samplers.items()}
+    paper = {"freeze": "epsilon", "spacing": 1.0}
+    samplers = {"single": paper, "bernoulli": paper | {"mode": "bernoulli"}, "v_p2": {"freeze": "v", "spacing": 2.0}}
+    samplers = {name: options | {"schedule": "linear", "steps": 20} for name, options in samplers.items()}
     figures = diffusion_moments(0, tmp_path, samplers=samplers, scales=(0.5,), schedules=SCHEDULES)
     known = {"excess_single_s0.5": 1.950e-2, "excess_bernoulli_s0.5": 7.309e-2, "excess_v_p2_s0.5": 1.245e-3,
              "std_error_linear_fine_s0.5": -7.78e-3, "calls_single": 40, "calls_bernoulli": 39.6}  # fmt: skip

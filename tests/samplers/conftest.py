@@ -125,15 +125,6 @@ def loops_in_python(monkeypatch):
     monkeypatch.setattr(jax.lax, "scan", python_scan)
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """Programs that are run once: compiling takes the time, and less of it without optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def micro():
     """The functions of the oracle."""

@@ -22,6 +22,8 @@ from samplers.heun import Heun
 from samplers.sa_solver import SASolver
 from samplers.time_grids import TIME_GRIDS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PROCESS = GaussianProcess(Discrete())
 RECORDED = dict(np.load(Path(__file__).parent / "fixtures" / "diffusers.npz"))
 

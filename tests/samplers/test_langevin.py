@@ -13,6 +13,8 @@ from diffusion.schedules import EDM, Constant, VPLinear
 from samplers.langevin import Langevin, UnderdampedLangevin, langevin
 from samplers.time_grids import make_grid
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PROCESS = GaussianProcess(Constant(level=0.3))
 VARIANCE = 0.25 + 0.3**2  # of N(0, 0.25) with the noise of the process
 DENOISE = exact_gaussian(PROCESS, jnp.zeros(2), 0.25 * jnp.eye(2))
@@ -99,15 +101,20 @@ def test_enough_annealing_reaches_the_data():
     assert abs(float(samples.x0.mean()) - 1) < 0.03 and abs(float(samples.x0.std()) / 0.5 - 1) < 0.05
 
 
+def kept(sampler, denoise, process):
+    sample = jax.jit(lambda keys: sampler.sample(denoise, process, keys, None, shape=(2,), keep_steps=True))
+    return sample(KEYS[:4])
+
+
 def test_steps_that_are_kept():
     """x0_hat at every step of a density that stands still, at every level of one that moves."""
-    samples = Langevin(steps=3).sample(DENOISE, PROCESS, KEYS[:4], None, shape=(2,), keep_steps=True)
+    samples = kept(Langevin(steps=3), DENOISE, PROCESS)
     assert samples.x0_steps.shape == (3, 4, 2) and samples.t_steps.shape == (3,)
-    start = Langevin(steps=1, step_size=1e-9).sample(DENOISE, PROCESS, KEYS[:4], None, shape=(2,)).x0
+    start = kept(Langevin(steps=1, step_size=1e-9), DENOISE, PROCESS).x0
     np.testing.assert_allclose(samples.x0_steps[0], DENOISE(start, jnp.ones(4), None), atol=1e-4)
     process = GaussianProcess(VPLinear())
     denoise = exact_gaussian(process, jnp.ones(2), 0.25 * jnp.eye(2))
-    samples = Langevin(steps=4).sample(denoise, process, KEYS[:4], None, shape=(2,), keep_steps=True)
+    samples = kept(Langevin(steps=4), denoise, process)
     assert samples.x0_steps.shape == (4, 4, 2)
     # What is kept is a denoised image: near the mean at the highest level, where nothing is known of the image.
     assert float(jnp.abs(samples.x0_steps[0] - 1).max()) < 0.01 < float(jnp.abs(samples.x0_steps[3] - 1).max())

@@ -20,6 +20,8 @@ from samplers.ddim import DDIM
 from samplers.dpm_solver import DPMSolver
 from samplers.sa_solver import SASolver, adams_weights
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 VP, EDM_PROCESS = GaussianProcess(VPLinear()), GaussianProcess(EDM())
 PROCESSES = {
     "vp_linear": VP,

@@ -13,6 +13,8 @@ from samplers import predictor_corrector
 from samplers.ancestral import Ancestral
 from samplers.predictor_corrector import PredictorCorrector, corrector_step
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PROCESSES = {
     "vp_linear": GaussianProcess(VPLinear()), "edm": GaussianProcess(EDM()), "cosine": GaussianProcess(Cosine()),
 }  # fmt: skip

@@ -17,6 +17,8 @@ from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
 from samplers import randomized_midpoint
 from samplers.randomized_midpoint import RandomizedMidpoint, image_fractions
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PROCESSES = {
     "vp_linear": GaussianProcess(VPLinear()),
     "cosine": GaussianProcess(Cosine()),

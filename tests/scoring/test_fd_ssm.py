@@ -7,6 +7,8 @@ import pytest
 
 from diffusion.kernel_free import Static
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 POINT = (0.3, -0.8, 1.1)
 TRACE = -2.523129309915  # of the curved field at POINT
 DRAWS = 4000

@@ -11,17 +11,19 @@ import pytest
 
 from scoring.weightings import UniformWeighting
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 COUNT, DIMENSION = 500, 1024  # a standard deviation is known to 3.2 %
 LOCAL = {"mode": "local", "local_c": 0.2}
 NOISE = [
     ("ssm_vr", {}, 0.01, 0.044),
-    ("ssm_vr", {"probe": "gaussian"}, 0.01, 0.063),
-    ("ssm", {"probe": "sphere"}, 0.01, 1.43),
-    ("dsm", {}, 0.01, 3.12),
-    ("lcss", {}, 0.01, 3.12),
-    ("lcss", LOCAL, 0.01, 15.6),
+    pytest.param("ssm_vr", {"probe": "gaussian"}, 0.01, 0.063, marks=pytest.mark.slow),
+    pytest.param("ssm", {"probe": "sphere"}, 0.01, 1.43, marks=pytest.mark.slow),
+    pytest.param("dsm", {}, 0.01, 3.12, marks=pytest.mark.slow),
+    pytest.param("lcss", {}, 0.01, 3.12, marks=pytest.mark.slow),
+    pytest.param("lcss", LOCAL, 0.01, 15.6, marks=pytest.mark.slow),
     ("lcss", {**LOCAL, "control_variate": "center"}, 0.01, 0.063),
-    ("dsm", {}, 1.0, 0.0156),
+    pytest.param("dsm", {}, 1.0, 0.0156, marks=pytest.mark.slow),
     ("lcss", {}, 1.0, 0.0156),
     ("lcss", LOCAL, 1.0, 0.109),
 ]

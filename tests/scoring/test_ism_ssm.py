@@ -9,6 +9,8 @@ from diffusion.kernel_free import Static
 from scoring.ism import exact_trace
 from scoring.ssm import PROBES
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 POINT = (0.3, -0.8, 1.1)
 TRACE, NORM = -2.523129309915, 1.6723697834  # of the curved field at POINT; the norm smoothed by 0.01
 DRAWS = 4000

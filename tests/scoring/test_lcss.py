@@ -17,6 +17,8 @@ from diffusion.sde_schedules import VE
 from scoring.lcss import LCSS
 from scoring.terms import dot
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 POINT, DRAW = (0.3, -0.8, 1.1), (0.7, -1.2, 0.4)
 # Of the curved field at x' = POINT + level DRAW, in float64: level, T, N, DSM's loss, |z|^2 / (2 level^2).
 GOLDEN = (

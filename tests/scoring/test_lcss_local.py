@@ -13,6 +13,8 @@ from scoring.lcss import LCSS
 from scoring.time_samplers import UniformTimes
 from scoring.weightings import ScoreWeighting
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 POINT = (0.3, -0.8, 1.1)
 TRACE = -2.523129309915  # tr ds/dx at POINT
 # Level b -> E[tr ds/dx (x')], E[|s(x')|^2 / 2], and the deviation of T per draw: none, center, antithetic.

@@ -12,6 +12,8 @@ from diffusion import SubVP
 from diffusion.kernel_free import Static
 from diffusion.process import GaussianProcess
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 A2, B = 1.69, 0.5
 COUNT, DIMENSION = 200_000, 4  # plain SSM's k is then within 0.3 % (standard error)
 

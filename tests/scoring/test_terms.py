@@ -12,6 +12,8 @@ from diffusion.sde_schedules import VE, SubVP
 from scoring import OBJECTIVES
 from scoring.weightings import LikelihoodWeighting, UniformWeighting
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 VARIANCE, LEVEL, COUNT, DIMENSION = 1.69, 0.5, 50_000, 4
 EXACT = 1 / (VARIANCE + LEVEL**2)  # s = -EXACT x
 LOCAL = {"mode": "local", "local_c": 0.1}
