@@ -4,6 +4,7 @@
 
 docs/lcss_curves.png      DSM and LCSS with the same keys: two curves, one model; SSM on data without noise: no minimum
 docs/lcss_field.png       the score that LCSS learns of the checkerboard at one noise level, beside the exact one
+docs/lcss_samples.png     Langevin samples of the scores that every objective learns of three densities
 docs/lcss_nonaffine.png   the score of the double-well process by local LCSS at three times, beside the exact ones
 """
 
@@ -14,6 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).absolute().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
+
+from configs.tables.lcss import OBJECTIVES
+from evaluation.array_files import load_arrays
 from evaluation.figures import INK, new_figure, save_figure
 from evaluation.files import write_whole
 from training.metric_writers import read_metrics
@@ -25,10 +30,11 @@ WIDTH, COLOURS = 760, 64
 
 
 def newest(runs: Path, row: str) -> Path:
-    """The folder of a row with seed 0. Raises FileNotFoundError naming the command that makes it."""
-    found = sorted(runs.glob(f"{row}-seed0-*"), key=lambda path: path.stat().st_mtime)
+    """The folder of a row's last run. Raises FileNotFoundError naming the command that makes it."""
+    found = sorted((marker.parent for marker in runs.glob(f"{row}-seed*-*/finished.json")),
+                   key=lambda path: path.stat().st_mtime)  # fmt: skip
     if not found:
-        raise FileNotFoundError(f"{runs} has no run of the row {row}; python scripts/reproduce.py --table=lcss "
+        raise FileNotFoundError(f"{runs} has no finished run of {row}; python scripts/reproduce.py --table=lcss "
                                 f"--rows={row} makes one")
     return found[-1]
 
@@ -59,6 +65,25 @@ def draw_curves(runs: Path, path: Path) -> None:
     save_figure(path, figure)
 
 
+def draw_samples(runs: Path, path: Path) -> None:
+    """A row of panels per density, a column per objective."""
+    densities = ("swiss_roll", "rings", "mixture")
+    figure = new_figure(1.5 * len(OBJECTIVES), 1.6 * len(densities))
+    panels = figure.subplots(len(densities), len(OBJECTIVES), squeeze=False)
+    for density, line in zip(densities, panels):
+        for objective, axes in zip(OBJECTIVES, line):
+            parts = sorted(newest(runs, f"{density}_{objective}").glob("generated/*/*.npz"))
+            points = np.concatenate([load_arrays(part)[0]["image"] for part in parts])
+            axes.scatter(*points.T, s=0.5, color=BLUE, linewidths=0)
+            axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", xticks=[], yticks=[])
+            if density == densities[0]:
+                axes.set_title(objective, fontsize=9, color=INK)
+        line[0].set_ylabel(density, fontsize=9, color=INK)
+    figure.tight_layout()
+    save_figure(path, figure)
+    shrink(path, path)
+
+
 def shrink(picture: Path, path: Path) -> None:
     """A copy that is small enough for the repository."""
     from PIL import Image
@@ -74,6 +99,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     try:
         draw_curves(runs, DOCS / "lcss_curves.png")
+        draw_samples(runs, DOCS / "lcss_samples.png")
         for row, name in (("checkerboard_lcss", "lcss_field"), ("nonaffine_lcss_c0.2_center", "lcss_nonaffine")):
             (field,) = newest(runs, row).glob("figures/*-field.png")
             shrink(field, DOCS / f"{name}.png")
