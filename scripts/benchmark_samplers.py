@@ -65,7 +65,8 @@ def samplers_suite(quick: bool) -> Iterator[Figure]:
     for label in QUICK_CASES if quick else CASES:
         sample, _ = compile_sampler(*CASES[label])
         nfe = sample(params, keys, labels).nfe
-        calls = round(float(nfe.mean()))
+        mean = float(nfe.mean())
+        calls = round(mean)
 
         def run_forwards(calls: int = calls) -> Any:
             # One after another, as a sampler has to.
@@ -74,10 +75,10 @@ def samplers_suite(quick: bool) -> Iterator[Figure]:
             return result
 
         seconds, _, ratio = paired(lambda sample=sample: sample(params, keys, labels), run_forwards, n)
-        yield figure("samplers", case, f"{label}: NFE, mean", float(nfe.mean()), 1)
+        yield figure("samplers", case, f"{label}: NFE, mean", mean, 1)
         yield figure("samplers", case, f"{label}: NFE, largest", int(nfe.max()), 1)
         yield figure("samplers", case, f"{label}: seconds", seconds, n)
-        yield figure("samplers", case, f"{label}: seconds / forwards of the mean NFE", ratio * calls / nfe.mean(), n)
+        yield figure("samplers", case, f"{label}: seconds / forwards of the mean NFE", ratio * calls / mean, n)
     for name, steps in COMPILED.items():
         for count in steps:
             _, seconds = compile_sampler(name, {"steps": count})
