@@ -18,16 +18,14 @@ of the steps of the Karras grid under a VP or EDM process, and a third of those 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Array, Int, Key
 
-from diffusion.base import Denoiser, Process, require_kernel
-from samplers.base import Samples
-from samplers.multistep import half_logsnr_steps, run_multistep
+from diffusion.base import Process
+from samplers.multistep import Multistep, Tables, half_logsnr_steps
 from samplers.time_grids import check_grid, make_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolver:
+class DPMSolver(Multistep):
     """`steps` network calls on the grid `grid` (a name of TIME_GRIDS).
 
     Attributes:
@@ -41,8 +39,8 @@ class DPMSolver:
     def __post_init__(self) -> None:
         check_grid(self.grid, self.steps)
 
-    def _tables(self, process: Process) -> dict[str, np.ndarray]:
-        """Equations 1 to 4 as `run_multistep` wants them."""
+    def tables(self, process: Process) -> Tables:
+        """Equations 1 to 4 as tables."""
         grid = make_grid(process, self.grid, self.steps)
         h = half_logsnr_steps(process, grid.t)
         rate = 2 if self.stochastic else 1
@@ -51,23 +49,5 @@ class DPMSolver:
         back = np.zeros(self.steps)
         back[1:-1] = 0.5 * h[1:] / h[:-1]
         noise = grid.sigma[1:-1] * np.sqrt(-np.expm1(-2 * h)) if self.stochastic else np.zeros_like(h)
-        return {
-            "t": grid.t,
-            "a": np.append(a, 0.0),
-            "weights": np.stack([gain * (1 + back), -gain * back], axis=-1),
-            "noise": np.append(noise, 0.0),
-        }
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        process: Process,
-        keys: Key[Array, " batch"],
-        label: Int[Array, " batch"] | None,
-        *,
-        shape: tuple[int, ...],
-        keep_steps: bool = False,
-    ) -> Samples:
-        require_kernel(process, "DPM-Solver++")
-        tables = self._tables(process)
-        return run_multistep(denoise, process, keys, label, shape=shape, keep_steps=keep_steps, **tables)
+        weights = np.stack([gain * (1 + back), -gain * back], axis=-1)
+        return Tables(grid.t, np.append(a, 0.0), weights, np.append(noise, 0.0))

@@ -60,17 +60,18 @@ def langevin(
       keep_steps: also return the positions at the start of every step, in `x0_steps`.
 
     Returns:
-      The positions at the end as `x0`, and the calls of the score as `nfe`.
+      The positions at the end as `x0`, and the calls of the score as `nfe`. Outside of jit there is one call more, to
+      look at the start.
 
     Raises:
       ValueError: for an option out of range, or a score that is not finite at the start (when not traced).
     """
     _check(steps=steps, micro_steps=micro_steps, step_size=step_size)
     check_mode(mode)
-    first = score(x)
-    if not isinstance(first, jax.core.Tracer) and not bool(jnp.isfinite(first).all()):
-        raise ValueError(f"score is not finite at {int((~jnp.isfinite(first)).sum())} of the {first.size} coordinates "
-                         "of the start x")
+    if not isinstance(x, jax.core.Tracer):
+        bad = ~jnp.isfinite(score(x))
+        if bool(bad.any()):
+            raise ValueError(f"score is not finite at {int(bad.sum())} of the {bad.size} coordinates of the start x")
 
     def evaluate(x: Array, m: Array, tau: Array) -> tuple[Array, Array]:
         return score(x[:, 0]), jnp.ones(len(x), jnp.int32)

@@ -6,13 +6,29 @@ The coefficients do not depend on the state, so they are tables made on the host
 are no outputs: their weights have to be 0.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.base import Denoiser, Process
+from diffusion.base import Denoiser, Process, require_kernel
 from diffusion.random import image_noise
 from samplers.base import Samples, run_scan, scan_tables
+
+
+class Tables(NamedTuple):
+    """Attributes:
+      t: [N] times of the calls.
+      a: [N] coefficients of the state.
+      weights: [N, K] of the output at t and of the K - 1 before it.
+      noise: [N] c; no noise is drawn if all are 0.
+    """
+
+    t: np.ndarray
+    a: np.ndarray
+    weights: np.ndarray
+    noise: np.ndarray
 
 
 def half_logsnr_steps(process: Process, t: np.ndarray) -> np.ndarray:
@@ -30,39 +46,37 @@ def half_logsnr_steps(process: Process, t: np.ndarray) -> np.ndarray:
     return h
 
 
-def run_multistep(
-    denoise: Denoiser,
-    process: Process,
-    keys: Key[Array, " batch"],
-    label: Int[Array, " batch"] | None,
-    *,
-    t: np.ndarray,
-    a: np.ndarray,
-    weights: np.ndarray,
-    noise: np.ndarray,
-    shape: tuple[int, ...],
-    keep_steps: bool,
-) -> Samples:
-    """Equation 1 from the prior on, one network call a step.
+class Multistep:
+    """What these samplers share; the tables are their own."""
 
-    Args:
-      t: [N] times of the calls.
-      a: [N] coefficients of the state.
-      weights: [N, K] of the output at t and of the K - 1 before it.
-      noise: [N] c; no noise is drawn if all are 0.
-    """
-    rows = scan_tables(t=t, a=a, weights=weights, noise=noise)
-    stochastic = bool(noise.any())
+    def tables(self, process: Process) -> Tables:
+        """The coefficients on a process with a kernel."""
+        raise NotImplementedError
 
-    def update(
-        x: Float[Array, "batch *shape"], earlier: tuple[Array, ...], x0_hat: Array, row: dict[str, Array]
-    ) -> tuple[Array, tuple[Array, ...]]:
-        outputs = (x0_hat, *earlier)
-        x = row["a"] * x + sum(row["weights"][j] * output for j, output in enumerate(outputs))
-        if stochastic:
-            x = x + row["noise"] * image_noise(keys, row["index"] + 1, shape)
-        return x, outputs[:-1]
+    def sample(
+        self,
+        denoise: Denoiser,
+        process: Process,
+        keys: Key[Array, " batch"],
+        label: Int[Array, " batch"] | None,
+        *,
+        shape: tuple[int, ...],
+        keep_steps: bool = False,
+    ) -> Samples:
+        """Equation 1 from the prior on, one network call a step. Raises ValueError for a process without a kernel."""
+        require_kernel(process, type(self).__name__)
+        tables = self.tables(process)
+        rows, stochastic = scan_tables(**tables._asdict()), bool(tables.noise.any())
 
-    x = process.prior(keys, shape)
-    earlier = (jnp.zeros_like(x),) * (weights.shape[1] - 1)
-    return run_scan(update, denoise, x, earlier, rows, label, keep_steps=keep_steps)
+        def update(
+            x: Float[Array, "batch *shape"], earlier: tuple[Array, ...], x0_hat: Array, row: dict[str, Array]
+        ) -> tuple[Array, tuple[Array, ...]]:
+            outputs = (x0_hat, *earlier)
+            x = row["a"] * x + sum(row["weights"][j] * output for j, output in enumerate(outputs))
+            if stochastic:
+                x = x + row["noise"] * image_noise(keys, row["index"] + 1, shape)
+            return x, outputs[:-1]
+
+        x = process.prior(keys, shape)
+        earlier = (jnp.zeros_like(x),) * (tables.weights.shape[1] - 1)
+        return run_scan(update, denoise, x, earlier, rows, label, keep_steps=keep_steps)

@@ -28,12 +28,10 @@ from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from jaxtyping import Array, Int, Key
 from scipy.special import gammainc, gammaln
 
-from diffusion.base import Denoiser, Process, require_kernel
-from samplers.base import Samples
-from samplers.multistep import half_logsnr_steps, run_multistep
+from diffusion.base import Process
+from samplers.multistep import Multistep, Tables, half_logsnr_steps
 from samplers.time_grids import check_grid, make_grid
 
 
@@ -53,7 +51,7 @@ def adams_weights(nodes: np.ndarray, rate: float) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASolver:
+class SASolver(Multistep):
     """`steps` network calls on the grid `grid` (a name of TIME_GRIDS).
 
     Attributes:
@@ -84,8 +82,8 @@ class SASolver:
         if not 0 <= self.tau_low <= self.tau_high:
             raise ValueError(f"tau_low = {self.tau_low}, tau_high = {self.tau_high}: need 0 <= tau_low <= tau_high")
 
-    def _tables(self, process: Process) -> dict[str, np.ndarray]:
-        """Equations 1 to 4 as `run_multistep` wants them: a correction and the prediction after it in one row."""
+    def tables(self, process: Process) -> Tables:
+        """Equations 1 to 4 as tables: a correction and the prediction after it in one row."""
         grid = make_grid(process, self.grid, self.steps)
         h = half_logsnr_steps(process, grid.t)
         noisy = (grid.level[:-2] >= self.tau_low) & (grid.level[:-2] <= self.tau_high)
@@ -109,18 +107,4 @@ class SASolver:
                 correction[1 : p + 1] -= predict
                 # The corrected state goes through the linear part of the next step.
                 weights[i + 1] += a[i + 1] * correction
-        return {"t": grid.t, "a": a, "weights": weights, "noise": noise}
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        process: Process,
-        keys: Key[Array, " batch"],
-        label: Int[Array, " batch"] | None,
-        *,
-        shape: tuple[int, ...],
-        keep_steps: bool = False,
-    ) -> Samples:
-        require_kernel(process, "SA-Solver")
-        tables = self._tables(process)
-        return run_multistep(denoise, process, keys, label, shape=shape, keep_steps=keep_steps, **tables)
+        return Tables(grid.t, a, weights, noise)

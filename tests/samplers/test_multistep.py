@@ -120,14 +120,14 @@ def test_order(flow, mixture, op_by_op, make, low, high):
 
 def test_order_sees_a_wrong_sign(flow, mixture, op_by_op, monkeypatch):
     """Negative control: extrapolation in the wrong direction is of order 1."""
-    right = DPMSolver._tables
+    right = DPMSolver.tables
 
     def wrong(solver, process):
         tables = right(solver, process)
-        second = tables["weights"][:, 1:]
-        return tables | {"weights": tables["weights"] + np.concatenate([2 * second, -2 * second], axis=1)}
+        second = tables.weights[:, 1:]
+        return tables._replace(weights=tables.weights + np.concatenate([2 * second, -2 * second], axis=1))
 
-    monkeypatch.setattr(DPMSolver, "_tables", wrong)
+    monkeypatch.setattr(DPMSolver, "tables", wrong)
     assert order(DPMSolver, mixture, flow) < 1.2
 
 
