@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     c.process = _process()
     c.network = _network()
     c.objective = _objective()
+    c.distillation = _distillation()
     c.optimizer = _optimizer()
     c.ema = _ema()
     c.training = _training()
@@ -126,9 +127,45 @@ def _objective() -> ConfigDict:
     c.weighting.bias = placeholder(float)  # sigmoid
     c.weighting.gamma = placeholder(float)  # snr_clipped
     c.time_sampler = ConfigDict()
-    c.time_sampler.name = "log_normal"  # uniform, log_normal, low_discrepancy
+    c.time_sampler.name = "log_normal"  # uniform, log_normal, low_discrepancy, karras
     c.time_sampler.mean = placeholder(float)  # log_normal: of log(sigma / alpha)
     c.time_sampler.std = placeholder(float)
+    c.time_sampler.upper = placeholder(float)  # karras: largest time
+    return c
+
+
+def _distillation() -> ConfigDict:
+    c = ConfigDict()
+    # "" (none: the network learns from data by the objective), score_implicit_matching, moment_matching,
+    # instant_moment_matching, progressive_distillation, consistency_distillation; docs/distillation.md
+    c.name = ""
+    c.teacher = ""  # workdir of the teacher's run, or exact (the data's own denoiser in closed form)
+    c.teacher_ema = placeholder(int)  # which of the teacher's averages, counted from 0 (None); -1: its live parameters
+    c.teacher_target = placeholder(str)  # of an exact teacher of images: empirical, gaussians
+    c.guidance = placeholder(float)  # classifier-free guidance scale of the teacher; None: none
+    c.auxiliary_learning_rate = placeholder(float)  # of the auxiliary network; None: optimizer.learning_rate
+    c.level = placeholder(float)  # score_implicit_matching: noise level at which the generator is called
+    c.distance = placeholder(str)  # score_implicit_matching: l2, pseudo_huber, power, cauchy
+    c.huber_c = placeholder(float)  # score_implicit_matching: scale of the last three; None: 0.03 sqrt(d / 3072)
+    c.power = placeholder(float)  # score_implicit_matching: exponent of the distance power
+    c.detach_denominator = placeholder(bool)  # score_implicit_matching: no gradient through the distance's denominator
+    c.normalizer = placeholder(str)  # score_implicit_matching: none, l1 (SiD, DMD)
+    c.sid_coefficient = placeholder(float)  # score_implicit_matching: SiD's alpha, with l2
+    c.through_scores = placeholder(bool)  # score_implicit_matching: False for the KL of Diff-Instruct and DMD
+    c.auxiliary_updates = placeholder(int)  # score_implicit_matching: of the auxiliary network per one of the generator
+    c.auxiliary_warmup = placeholder(int)  # score_implicit_matching: steps before the generator moves
+    c.time_upper = placeholder(float)  # score_implicit_matching: largest time of the generator's loss on Karras' scale
+    c.num_steps = placeholder(int)  # all but score_implicit_matching: steps of the student
+    c.pairs = placeholder(str)  # *moment_matching: continuous, grid
+    c.weight = placeholder(str)  # *moment_matching: auto, edm, flat, adaptive
+    c.kernel_eta = placeholder(float)  # *moment_matching: noise of the student's sampler, 1 ancestral ... 0 DDIM
+    c.conditional_kernel = placeholder(bool)  # *moment_matching: False re-noises instead, for comparison
+    c.zero_terminal_snr = placeholder(bool)  # *moment_matching: the sampler begins with noise alone
+    c.clip_teacher = placeholder(bool)  # *moment_matching: the teacher's values to [-1, 1]
+    c.auxiliary_teacher_weight = placeholder(float)  # moment_matching
+    c.centre_on_data = placeholder(bool)  # instant_moment_matching: minus the same gradient on real data
+    c.preconditioner = placeholder(str)  # instant_moment_matching: adam_state (of the teacher's run), fresh, identity
+    c.teacher_steps = placeholder(int)  # consistency_distillation: DDIM steps of the teacher
     return c
 
 
@@ -140,6 +177,7 @@ def _optimizer() -> ConfigDict:
     c.warmup_steps = 100
     c.beta1 = 0.9
     c.beta2 = 0.99
+    c.epsilon = placeholder(float)  # added to the denominator; None: 1e-8
     c.weight_decay = 0.0  # adamw only
     c.gradient_clip = 1.0  # largest global norm of the gradient; 0: no clipping
     return c
@@ -156,6 +194,8 @@ def _training() -> ConfigDict:
     c = ConfigDict()
     c.steps = 2000  # optimiser steps of the whole run
     c.accumulation = 1  # slices of the batch whose gradients are averaged one after another
+    c.evaluate_every = placeholder(int)  # steps between small evaluations, whose best state is kept; None: never
+    c.evaluate_images = placeholder(int)  # images of each of them; None: 500
     c.log_every = 100  # steps between lines of metrics
     c.checkpoint_every = 500  # steps between checkpoints; the last step is always saved
     c.keep = 2  # checkpoints kept, the newest
@@ -169,11 +209,13 @@ def _training() -> ConfigDict:
 def _sampler() -> ConfigDict:
     c = ConfigDict()
     # ddpm (or ancestral), ddim, euler, euler_maruyama, heun, dpm_solver, sa_solver, randomized_midpoint,
-    # predictor_corrector, poisson_midpoint, lmc (or langevin), ulmc; docs/samplers.md says when to use which
+    # predictor_corrector, poisson_midpoint, lmc (or langevin), ulmc, one_step; docs/samplers.md says when to use which
     c.name = "heun"
     c.steps = placeholder(int)  # grid intervals; docs/samplers.md has the network calls per interval
-    c.grid = placeholder(str)  # uniform, karras, logsnr
+    c.grid = placeholder(str)  # uniform, trailing, karras, logsnr
     c.variance = placeholder(str)  # ddpm, predictor_corrector: small, large
+    c.zero_terminal_snr = placeholder(bool)  # ddpm: begin with noise alone, as few-step students are trained
+    c.level = placeholder(float)  # one_step: noise level at which the generator is called
     c.stochastic = placeholder(bool)  # dpm_solver: the solver of the SDE, not of the ODE
     c.predictor_order = placeholder(int)  # sa_solver: 1 to 3
     c.corrector_order = placeholder(int)  # sa_solver: 1 to 4, or 0 for no corrector
@@ -210,6 +252,7 @@ def _evaluation() -> ConfigDict:
     c.num_samples = 1000  # images generated
     c.ranges = 1  # so many times num_samples images are made and measured; three is the custom of EDM's papers
     c.batch_size = 256  # images generated at a time; does not change them
+    c.checkpoint = placeholder(str)  # newest (None), or best: by the small evaluations of training.evaluate_every
     c.ema = 0  # which average to sample from, an index into ema.half_lives; -1: the live parameters
     c.features = ("classifier",)  # any of classifier, efflite0, inception, dinov2; points for toy2d
     # Any of fd, fd_infinity, kid, precision_recall, density_coverage; with inception also sfd and inception_score, and
@@ -233,7 +276,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: naming the field, its value and the valid choices.
     """
     # Imported here: listing and parsing configs must not wait for JAX.
-    from training import components
+    from training import components, distilling
 
     for field in ("training.steps", "training.accumulation", "training.log_every", "training.checkpoint_every",
                   "training.keep", "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
@@ -241,6 +284,11 @@ def validate(config: ConfigDict) -> None:
         _require(_get(config, field) >= 1, field, _get(config, field), "must be at least 1")
     for field in ("training.sample_every", "data.shift", "data.pad_to", "data.image_size"):
         _require(_get(config, field) >= 0, field, _get(config, field), "must be at least 0")
+    for field in ("training.evaluate_every", "training.evaluate_images"):
+        _require(_get(config, field) is None or _get(config, field) >= 1, field, _get(config, field),
+                 "must be at least 1, or None")
+    _require(config.evaluation.checkpoint in (None, "newest", "best"), "evaluation.checkpoint",
+             config.evaluation.checkpoint, "must be newest or best")
     _require(config.sigma_data > 0, "sigma_data", config.sigma_data, "must be positive")
     dropout = config.objective.label_dropout
     _require(0 <= dropout < 1, "objective.label_dropout", dropout, "must lie in [0, 1)")
@@ -257,6 +305,7 @@ def validate(config: ConfigDict) -> None:
     _require(guidance == 1 or dropout > 0, "sampler.guidance", guidance,
              "needs a network that was trained with objective.label_dropout > 0")
     components.check(config)
+    distilling.check(config)
 
 
 def _get(config: ConfigDict, field: str) -> Any:

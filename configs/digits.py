@@ -65,6 +65,90 @@ def lcss_phi4() -> ConfigDict:
     return c
 
 
+# --- Students of the run that configs/digits.py:dsm makes -------------------------------------------------------------
+
+
+def _student(name: str) -> ConfigDict:
+    c = dsm()
+    c.distillation.name = name
+    c.distillation.teacher = "runs/digits_dsm"
+    c.network.dropout = 0.0
+    c.optimizer.beta1 = 0.0
+    c.optimizer.learning_rate = 3e-4
+    c.optimizer.warmup_steps = 200
+    c.ema.half_lives = (10_000,)
+    c.training.steps = 3000
+    c.training.checkpoint_every = 500
+    return c
+
+
+def sim() -> ConfigDict:
+    """One step, without data. Pseudo-Huber distance; no options of the papers' relatives."""
+    c = _student("score_implicit_matching")
+    c.optimizer.beta2 = 0.999
+    c.distillation.auxiliary_warmup = 200
+    c.sampler.name = "one_step"
+    c.sampler.steps = None
+    return c
+
+
+def sid() -> ConfigDict:
+    """SiD at its best published coefficient."""
+    c = sim()
+    c.distillation.distance = "l2"
+    c.distillation.normalizer = "l1"
+    c.distillation.sid_coefficient = 1.2
+    return c
+
+
+def diff_instruct() -> ConfigDict:
+    """The KL member of the family."""
+    c = sim()
+    c.distillation.distance = "l2"
+    c.distillation.through_scores = False
+    return c
+
+
+def dmd() -> ConfigDict:
+    """The KL with the normaliser of DMD, without its regression loss."""
+    c = diff_instruct()
+    c.distillation.normalizer = "l1"
+    return c
+
+
+def _few_steps(name: str, k: int = 8) -> ConfigDict:
+    c = _student(name)
+    c.distillation.num_steps = k
+    c.sampler.name = "ancestral" if name.endswith("moment_matching") else "ddim"
+    c.sampler.steps = k
+    c.sampler.grid = "trailing"
+    return c
+
+
+def moment_matching() -> ConfigDict:
+    c = _few_steps("moment_matching")
+    c.sampler.zero_terminal_snr = True
+    c.data.batch_size = 256  # half for each of its two updates
+    return c
+
+
+def instant_moment_matching() -> ConfigDict:
+    c = _few_steps("instant_moment_matching")
+    c.sampler.zero_terminal_snr = True
+    c.data.batch_size = 256  # two independent halves
+    return c
+
+
+def progressive_distillation() -> ConfigDict:
+    """One stage: 8 steps from 16. For fewer, take a student as the teacher of the next."""
+    return _few_steps("progressive_distillation")
+
+
+def consistency_distillation() -> ConfigDict:
+    return _few_steps("consistency_distillation")
+
+
+_AFTER = "a few minutes on 2 CPU cores, after dsm"
 CONFIGS = {
     "dsm": Preset(dsm, "denoising score matching, class-conditional MLP", "3 minutes on 2 CPU cores"),
     "lcss": Preset(lcss, "the same by LCSS as its paper prints it: the same model, another curve",
@@ -73,6 +157,14 @@ CONFIGS = {
                              "not measured; tens of minutes on a CPU"),
     "lcss_phi4": Preset(lcss_phi4, "local LCSS on the lattice phi^4 field, without a kernel or an exact answer",
                         "not measured; tens of minutes on a CPU"),
+    "sim": Preset(sim, "one step by Score Implicit Matching, from the run runs/digits_dsm", _AFTER),
+    "sid": Preset(sid, "one step by SiD, coefficient 1.2", _AFTER),
+    "diff_instruct": Preset(diff_instruct, "one step by Diff-Instruct", _AFTER),
+    "dmd": Preset(dmd, "one step by the KL loss of DMD", _AFTER),
+    "moment_matching": Preset(moment_matching, "eight steps by moment matching, alternating", _AFTER),
+    "instant_moment_matching": Preset(instant_moment_matching, "eight steps, in parameter space", _AFTER),
+    "progressive_distillation": Preset(progressive_distillation, "eight steps from sixteen of DDIM", _AFTER),
+    "consistency_distillation": Preset(consistency_distillation, "eight steps, consistent within segments", _AFTER),
 }
 
 

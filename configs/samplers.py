@@ -8,7 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # Sampler -> preset -> fields of the section.
+# How a few-step student of moment matching is sampled.
+_STUDENT = {"grid": "trailing", "zero_terminal_snr": True, "steps": 8}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ancestral": {"default": {}, "student": _STUDENT},
+    "ddpm": {"default": {}, "student": _STUDENT},
     "heun": {
         "default": {},
         # Karras et al. 2022, table 5, ImageNet 64.

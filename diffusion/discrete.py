@@ -68,6 +68,10 @@ class Discrete:
         table = self._table(t)
         return array_namespace(t).interp(t * self.steps, array_namespace(t).arange(1, self.steps + 1), table)
 
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        """A difference of two log-SNRs: the levels are no closer than their table is exact."""
+        return self.logsnr(s) - self.logsnr(s + gap)
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         xp = array_namespace(logsnr)
         # `interp` wants its nodes to increase.

@@ -16,6 +16,9 @@ The VE and sub-VP SDEs are in `diffusion/sde_schedules.py`.
 
 Every method takes host values (float64 tables) or traced arrays. The two slopes give the drift and the diffusion of
 the SDE with these marginals: f(t) = d log alpha / dt and g(t)^2 = -sigma^2 d lambda / dt [Kingma et al. 2021].
+
+`logsnr_gap(s, gap)` is lambda(s) - lambda(s + gap) >= 0 from the gap itself, by log1p: in float32 the difference of two
+log-SNRs that are close has no correct digits left.
 """
 
 from dataclasses import dataclass
@@ -53,6 +56,7 @@ class Schedule(Protocol):
     def alpha(self, t: Scalar) -> Scalar: ...
     def sigma(self, t: Scalar) -> Scalar: ...
     def logsnr(self, t: Scalar) -> Scalar: ...
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar: ...
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar: ...
     def log_alpha_slope(self, t: Scalar) -> Scalar: ...
     def logsnr_slope(self, t: Scalar) -> Scalar: ...
@@ -102,6 +106,14 @@ class VPLinear:
         integral = self._integral(t)
         return -integral - xp.log(-xp.expm1(-integral))
 
+    def _integral_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        """B(s + gap) - B(s)."""
+        return gap * self._rate(s + 0.5 * gap)
+
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        xp = array_namespace(s)
+        return xp.log1p(xp.expm1(self._integral_gap(s, gap)) / -xp.expm1(-self._integral(s)))
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         return self._time_of_integral(_softplus(-logsnr))
 
@@ -146,6 +158,12 @@ class Cosine:
     def logsnr(self, t: Scalar) -> Scalar:
         xp = array_namespace(t)
         return -2 * xp.log(xp.tan(self._angle(t))) + 2 * log(self.shift)
+
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        xp = array_namespace(s)
+        low, high = self._angles
+        # tan(a + d) / tan(a) = 1 + sin d / (cos(a + d) sin a)
+        return 2 * xp.log1p(xp.sin((high - low) * gap) / (xp.cos(self._angle(s + gap)) * xp.sin(self._angle(s))))
 
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         xp = array_namespace(logsnr)
@@ -193,6 +211,10 @@ class EDM:
     def logsnr(self, t: Scalar) -> Scalar:
         return -2 * self.rho * array_namespace(t).log(self._root(t))
 
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        low, high = self._roots
+        return 2 * self.rho * array_namespace(s).log1p((high - low) * gap / self._root(s))
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         low, high = self._roots
         return (array_namespace(logsnr).exp(-logsnr / (2 * self.rho)) - low) / (high - low)
@@ -227,6 +249,10 @@ class RectifiedFlow:
         xp = array_namespace(t)
         return 2 * (xp.log1p(-t) - xp.log(t))
 
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        xp = array_namespace(s)
+        return 2 * (xp.log1p(gap / (1.0 - s - gap)) + xp.log1p(gap / s))
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         return _sigmoid(-0.5 * logsnr)
 
@@ -257,6 +283,9 @@ class Constant:
 
     def logsnr(self, t: Scalar) -> Scalar:
         return -2 * log(self.level) * array_namespace(t).ones_like(t)
+
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        return array_namespace(s).zeros_like(s)
 
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         """Raises ValueError: one level has no time."""

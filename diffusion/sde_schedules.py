@@ -40,6 +40,9 @@ class VE:
     def logsnr(self, t: Scalar) -> Scalar:
         return -2 * (log(self.sigma_min) + self._log_ratio * t)
 
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        return 2 * self._log_ratio * gap
+
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         return (-0.5 * logsnr - log(self.sigma_min)) / self._log_ratio
 
@@ -60,6 +63,12 @@ class SubVP(VPLinear):
     def logsnr(self, t: Scalar) -> Scalar:
         integral = self._integral(t)
         return -integral - 2 * array_namespace(t).log(-array_namespace(t).expm1(-integral))
+
+    def logsnr_gap(self, s: Scalar, gap: Scalar) -> Scalar:
+        xp = array_namespace(s)
+        difference = self._integral_gap(s, gap)
+        # (1 - exp(-B - D)) / (1 - exp(-B)) = 1 + (1 - exp(-D)) / (exp(B) - 1)
+        return difference + 2 * xp.log1p(-xp.expm1(-difference) / xp.expm1(self._integral(s)))
 
     def time_of_logsnr(self, logsnr: Scalar) -> Scalar:
         xp = array_namespace(logsnr)

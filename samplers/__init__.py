@@ -7,6 +7,7 @@ from samplers.euler import Euler
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.heun import Heun
 from samplers.langevin import Langevin, UnderdampedLangevin
+from samplers.one_step import OneStep
 from samplers.poisson_midpoint import PoissonMidpoint
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.randomized_midpoint import RandomizedMidpoint
@@ -28,4 +29,5 @@ SAMPLERS = {
     "sa_solver": SASolver,
     "randomized_midpoint": RandomizedMidpoint,
     "predictor_corrector": PredictorCorrector,
+    "one_step": OneStep,
 }

@@ -6,6 +6,8 @@
      point and for data that are N(0, I) under a VP process; for real data the truth lies between them, and both tend to
      it as the steps get smaller [Ho et al. 2020, section 3.2].
   3. In the last interval s is the clean end: A = 0, B = 1, C = 0, hence x = x0_hat.
+  4. With `zero_terminal_snr` the state at time_max is noise alone, and the first step keeps nothing of it: A = 0,
+     B = alpha_s, C = sigma_s. So a few-step student is trained [Salimans et al. 2024; Lin et al. 2024].
 
 Order 1 (weak), stochastic; one network call a step.
 """
@@ -28,13 +30,16 @@ def check_variance(variance: str) -> None:
         raise ValueError(f"variance = '{variance}' is not known; choose from small, large")
 
 
-def ancestral_tables(process: Process, t: np.ndarray, variance: str) -> dict[str, np.ndarray]:
-    """One step of equations 1 to 3 from each t to the next, x_s = a x_t + b x0_hat + c z.
+def ancestral_tables(
+    process: Process, t: np.ndarray, variance: str, *, zero_terminal_snr: bool = False
+) -> dict[str, np.ndarray]:
+    """One step of equations 1 to 4 from each t to the next, x_s = a x_t + b x0_hat + c z.
 
     Args:
       process: with a kernel.
       t: [N] decreasing times.
       variance: "small" or "large".
+      zero_terminal_snr: equation 4 for the first step, which begins at time_max.
 
     Returns:
       a, b and c, [N] each; the last row is x0_hat itself.
@@ -42,16 +47,23 @@ def ancestral_tables(process: Process, t: np.ndarray, variance: str) -> dict[str
     a, b, c = process.posterior(t[1:], t[:-1])
     if variance == "large":
         c = c * process.sigma(t[:-1]) / process.sigma(t[1:])
+    if zero_terminal_snr and len(t) > 1:
+        a[0], b[0], c[0] = 0.0, process.alpha(t[1]), process.sigma(t[1])
     return {"a": np.append(a, 0.0), "b": np.append(b, 1.0), "c": np.append(c, 0.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestral:
-    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with `variance` "small" or "large"."""
+    """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with `variance` "small" or "large".
+
+    Attributes:
+      zero_terminal_snr: equation 4.
+    """
 
     steps: int = 100
     grid: str = "uniform"
     variance: str = "small"
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         check_grid(self.grid, self.steps)
@@ -69,7 +81,8 @@ class Ancestral:
     ) -> Samples:
         require_kernel(process, "the ancestral sampler")
         t = make_grid(process, self.grid, self.steps).t
-        rows = scan_tables(t=t, **ancestral_tables(process, t, self.variance))
+        tables = ancestral_tables(process, t, self.variance, zero_terminal_snr=self.zero_terminal_snr)
+        rows = scan_tables(t=t, **tables)
 
         def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
             noise = image_noise(keys, row["index"] + 1, shape)

@@ -45,13 +45,10 @@ class DDIM:
         keep_steps: bool = False,
     ) -> Samples:
         require_kernel(process, "DDIM")
-        grid = make_grid(process, self.grid, self.steps)
-        sigma_s = grid.sigma[1:]
-        one_minus_r = -np.expm1(np.diff(-process.logsnr(grid.t)))  # 1 - exp(lambda_t - lambda_s)
-        c = self.eta * sigma_s * np.sqrt(np.append(one_minus_r, 0.0))
-        # x_s = b x0_hat + a x_t + c z, equation 3 with equation 1 inserted: the coefficients in float64.
-        a = np.sqrt(sigma_s**2 - c**2) / grid.sigma[:-1]
-        rows = scan_tables(t=grid.t, a=a, b=grid.alpha[1:] - a * grid.alpha[:-1], c=c)
+        t = make_grid(process, self.grid, self.steps).t
+        # x_s = a x_t + b x0_hat + c z, equation 3 with equation 1 inserted.
+        a, b, c = process.posterior(t[1:], t[:-1], eta=self.eta)
+        rows = scan_tables(t=t, a=np.append(a, 0.0), b=np.append(b, 1.0), c=np.append(c, 0.0))
 
         def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
             x = row["a"] * x + row["b"] * x0_hat

@@ -1,6 +1,8 @@
 """Where a sampler evaluates the network: `steps` decreasing times, then the end point x0.
 
   uniform   t_i linear in t from time_max to time_min. With the EDM schedule this is Karras' grid.
+  trailing  t_i = 1 - i / steps of the way from time_min to time_max: `steps` equal intervals, of which the last ends at
+            the data; the grid of few-step students [Salimans et al. 2024, algorithm 1].
   karras    (sigma/alpha)^(1/rho) linear, rho = 7 [Karras et al. 2022, eq. 5], between the noise levels at both ends.
   logsnr    log-SNR linear [Lu et al. 2022].
 
@@ -41,6 +43,11 @@ def uniform(process: Process, steps: int) -> np.ndarray:
     return np.linspace(process.time_max, process.time_min, steps)
 
 
+def trailing(process: Process, steps: int) -> np.ndarray:
+    """[steps] times, the upper ends of equal intervals."""
+    return np.linspace(process.time_max, process.time_min, steps + 1)[:-1]
+
+
 def karras(process: Process, steps: int) -> np.ndarray:
     """[steps] times, linear in (sigma / alpha)^(1 / 7)."""
     high, low = _end_logsnrs(process)
@@ -55,6 +62,7 @@ def logsnr(process: Process, steps: int) -> np.ndarray:
 
 TIME_GRIDS: dict[str, Callable[[Process, int], np.ndarray]] = {
     "uniform": uniform,
+    "trailing": trailing,
     "karras": karras,
     "logsnr": logsnr,
 }

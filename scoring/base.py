@@ -43,11 +43,13 @@ class Update:
       loss: (params of the role, parameters of all roles and of frozen networks by name, batch, key)
         -> (scalar, metrics). `batch` holds "image" [B, ...] and, for labelled data, "label" [B].
       repeats: how often it runs in a training step, each time with a key of its own.
+      start: training steps before the first in which it runs; until then its role stays as it is.
     """
 
     role: str
     loss: Callable[[PyTree, dict[str, PyTree], dict[str, Array], Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
     repeats: int = 1
+    start: int = 0
 
 
 def drop_labels(

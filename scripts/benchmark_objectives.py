@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion import SCHEDULES
-from diffusion.denoiser import make_denoiser
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.networks import Apply, initialise
 from diffusion.process import GaussianProcess
 from scoring import FDSSM, FDSSMVR, ISM, LCSS, SSM, SSMVR, LastIncrement
@@ -89,7 +89,7 @@ def gradient(objective: Objective, apply: Apply) -> Any:
     process = GaussianProcess(SCHEDULES["edm"]())
 
     def loss(params: Any, x0: Any, key: Any) -> Any:
-        denoise = make_denoiser(partial(apply, params), process, prediction="edm", sigma_data=0.5)
+        denoise = NetworkDenoiser(partial(apply, params), process, prediction="edm", sigma_data=0.5)
         return objective(denoise, process, x0, None, key)[0]
 
     return jax.jit(jax.grad(loss))

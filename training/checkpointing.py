@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
@@ -180,11 +181,37 @@ class Checkpoints:
             shown = "\n  ".join(lines[:20] + ([f"and {len(lines) - 20} more"] if len(lines) > 20 else []))
             raise ValueError(f"checkpoint {folder} does not fit this run:\n  {shown}")
         abstract = jax.tree.map(_abstract, abstract_state)
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)),
-            data=ocp.args.JsonRestore(),
-            config=ocp.args.JsonRestore(),
-        )
+        state = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+        restored = self._verified(folder, meta, state)
+        changes = manifest.environment_changes(meta["environment"])
+        if changes:
+            logging.warning("This environment is not the checkpoint's: the run continues with the same data and keys, "
+                            "but not bit for bit. %s", "; ".join(changes))
+        return restored
+
+    def read(self) -> Restored | None:
+        """The newest step as it lies on the disk, in numpy arrays, whatever it is a state of; None where there is none.
+
+        For those who know which part they want: dictionaries stay what they are, all other nodes are lists.
+
+        Raises RuntimeError where steps exist, but the newest is damaged. Nothing is renamed.
+        """
+        step = self.latest_good_step()
+        if step is None:
+            return None
+        folder = self.directory / str(step)
+        try:
+            meta = read_meta(folder)
+            with _quiet_orbax():
+                tree = self._orbax.metadata(folder).item_metadata["state"].tree
+            arrays = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return self._verified(folder, meta, ocp.args.PyTreeRestore(restore_args=arrays))
+        except DamagedError as problem:
+            raise RuntimeError(f"checkpoint {step} of {self.directory} cannot be used: {problem}") from problem
+
+    def _verified(self, folder: Path, meta: dict, state: ocp.args.PyTreeRestore) -> Restored:
+        """Reads one step and compares every byte with its manifest. Raises DamagedError."""
+        args = ocp.args.Composite(state=state, data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
         try:
             with _quiet_orbax():
                 items = self._orbax.restore(folder, args=args)
@@ -196,10 +223,6 @@ class Checkpoints:
         lines += [name for name in ("data", "config") if manifest.json_hash(items[name]) != meta[f"{name}_sha256"]]
         if lines:
             raise DamagedError(f"step {folder.name} has other content than was saved ({len(lines)} x, {lines[0]})")
-        changes = manifest.environment_changes(meta["environment"])
-        if changes:
-            logging.warning("This environment is not the checkpoint's: the run continues with the same data and keys, "
-                            "but not bit for bit. %s", "; ".join(changes))
         return Restored(meta["step"], items.state, items.data, items.config, meta)
 
     def _is_saved(self, folder: Path, meta: dict) -> bool:

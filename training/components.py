@@ -20,6 +20,7 @@ from diffusion.base import Process
 from diffusion.networks import NETWORKS, Apply, initialise
 from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
+from distillation.base import AUXILIARY
 from evaluation.exact import exact_denoiser
 from evaluation.features import FEATURES
 from evaluation.metrics import check_metrics
@@ -27,7 +28,7 @@ from evaluation.resize import RESIZES
 from samplers import SAMPLERS
 from samplers.base import Sampler
 from scoring import OBJECTIVES
-from scoring.base import Objective
+from scoring.base import Objective, Update
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
 from training.ema import EMA
@@ -35,7 +36,12 @@ from training.exact_target import EXACT, ExactTarget
 from training.optimizers import make_learning_rate, make_optimizer
 
 # Fields of a section that belong to the section, not to the component it names.
-_OF_SECTION = {"sampler": ("guidance", "guidance_interval"), "objective": ("label_dropout",)}
+_OF_SECTION = {
+    "sampler": ("guidance", "guidance_interval"),
+    "objective": ("label_dropout",),
+    "distillation": ("teacher", "teacher_ema", "teacher_target", "guidance", "auxiliary_learning_rate",
+                     "preconditioner"),
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -67,9 +73,9 @@ def check_method(config: ConfigDict) -> None:
     def denoise(x_t: Array, t: Array, label: Array | None) -> Array:
         return x_t
 
-    with _about("objective", config.objective):
+    with about("objective", config.objective):
         jax.eval_shape(lambda x0: objective(denoise, process, x0, None, keys[0]), jnp.zeros((2, *shape)))
-    with _about("sampler", config.sampler):
+    with about("sampler", config.sampler):
         jax.eval_shape(lambda keys: sampler.sample(denoise, process, keys, None, shape=shape), keys)
     middle = jnp.full(1, 0.5 * (process.time_min + process.time_max))
     if not 0 < objective.weighting(process, middle)[0] < jnp.inf:
@@ -165,12 +171,12 @@ def build(field: str, section: ConfigDict, classes: dict[str, type], **more: Any
       ValueError: as `options`, or what the component says of a value, with the section's name before it.
     """
     given = options(field, section, classes)
-    with _about(field, section):
+    with about(field, section):
         return classes[section.name](**given, **more)
 
 
 @contextlib.contextmanager
-def _about(field: str, section: ConfigDict) -> Iterator[None]:
+def about(field: str, section: ConfigDict) -> Iterator[None]:
     """Says which section a component's complaint is about; messages begin with an option, or speak of several."""
     try:
         yield
@@ -213,18 +219,30 @@ def make_ema(config: ConfigDict) -> EMA:
         raise ValueError(f"config.ema: {error}") from error
 
 
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """config.optimizer -> learning rate as a function of the step."""
-    section = config.optimizer
-    return make_learning_rate(learning_rate=section.learning_rate, schedule=section.schedule,
-                              warmup_steps=section.warmup_steps, total_steps=config.training.steps)
+def learning_rate(config: ConfigDict, update: Update | None = None) -> optax.Schedule:
+    """config.optimizer -> learning rate as a function of the optimiser's own steps.
+
+    An update that runs several times a step, or not from the first, has the same rate at the same training step.
+    """
+    section, steps, repeats, start = config.optimizer, config.training.steps, 1, 0
+    rate = section.learning_rate
+    if update is not None:
+        repeats, start = update.repeats, update.start
+        if update.role == AUXILIARY:
+            rate = config.distillation.auxiliary_learning_rate or rate
+    if start >= steps:
+        raise ValueError(f"config.distillation.auxiliary_warmup = {start} must be less than config.training.steps = "
+                         f"{steps}")
+    return make_learning_rate(learning_rate=rate, schedule=section.schedule,
+                              warmup_steps=section.warmup_steps * repeats, total_steps=(steps - start) * repeats)
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """config.optimizer -> optax chain."""
+def optimizer(config: ConfigDict, update: Update | None = None) -> optax.GradientTransformation:
+    """config.optimizer -> optax chain, of one update of a method."""
     section = config.optimizer
-    return make_optimizer(name=section.name, learning_rate=learning_rate(config), beta1=section.beta1,
-                          beta2=section.beta2, weight_decay=section.weight_decay, gradient_clip=section.gradient_clip)
+    return make_optimizer(name=section.name, learning_rate=learning_rate(config, update), beta1=section.beta1,
+                          beta2=section.beta2, weight_decay=section.weight_decay, gradient_clip=section.gradient_clip,
+                          epsilon=1e-8 if section.epsilon is None else section.epsilon)  # fmt: skip
 
 
 def network_options(config: ConfigDict) -> dict[str, Any]:

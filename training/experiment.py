@@ -1,7 +1,7 @@
 """Config -> experiment: every object that training, sampling and evaluation need, built once and in one place."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -14,12 +14,13 @@ from data.base import Source
 from data.pipeline import Pipeline, make_pipeline
 from data.sources import open_source
 from diffusion.base import Denoiser, Process
-from diffusion.denoiser import make_denoiser
 from diffusion.guidance import classifier_free
 from diffusion.networks import Apply
 from diffusion.random import stream_key
+from distillation.base import GENERATOR
 from scoring.base import Update, score_update
 from training import components
+from training.distilling import make_method, make_student, network_denoiser
 from training.ema import EMA
 from training.exact_target import arrays_of
 from training.mesh import make_mesh, state_sharding
@@ -43,6 +44,8 @@ class Experiment:
       optimizers: one per role.
       ema: which averages are kept.
       mesh: the devices.
+      frozen: networks that no update moves, by name: the teacher of a student.
+      teacher: which it is, for the checkpoints; None without one.
     """
 
     config: ConfigDict
@@ -57,6 +60,13 @@ class Experiment:
     ema: EMA
     mesh: Mesh
     exact: Any = None
+    frozen: dict[str, PyTree] = field(default_factory=dict)
+    teacher: dict[str, Any] | None = None
+
+    @property
+    def role(self) -> str:
+        """Whose parameters are averaged, sampled and evaluated."""
+        return GENERATOR if GENERATOR in self.params else "score"
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -67,7 +77,7 @@ class Experiment:
         """The network with these parameters as a denoiser; with a key, its dropout is on."""
         if self.exact is not None:
             return dataclasses.replace(self.exact, **params)
-        return _denoiser(self.config, self.apply, self.process, params, key)
+        return network_denoiser(self.config, self.apply, self.process, params, key)
 
     def sampling_denoiser(self, params: PyTree) -> Denoiser:
         """`denoiser` with the guidance of config.sampler."""
@@ -87,23 +97,17 @@ class Experiment:
     def initial_state(self) -> TrainState:
         """The state before step one, laid out over the mesh."""
         def create(params: PyTree) -> TrainState:
-            return create_state(params, self.optimizers, self.ema, tuple(self.params))
+            return create_state(params, self.optimizers, self.ema, (self.role,))
 
         sharding = state_sharding(self.mesh, jax.eval_shape(create, self.params))
         return jax.jit(create, out_shardings=sharding)(self.params)
 
 
-def _denoiser(
-    config: ConfigDict, apply: Apply, process: Process, params: PyTree, key: Key[Array, ""] | None
-) -> Denoiser:
-    def network(x: Array, noise_level: Array, label: Array | None) -> Array:
-        return apply(params, x, noise_level, label, key)
-
-    return make_denoiser(network, process, prediction=config.prediction, sigma_data=config.sigma_data)
-
-
-def build_experiment(config: ConfigDict) -> Experiment:
+def build_experiment(config: ConfigDict, *, with_teacher: bool = True) -> Experiment:
     """Builds everything a validated config describes; writes nothing.
+
+    Args:
+      with_teacher: False for a student that is only sampled, which does not need its teacher.
 
     Raises:
       ValueError, FileNotFoundError: for data that are missing or do not fit the network, naming field and remedy.
@@ -125,23 +129,31 @@ def build_experiment(config: ConfigDict) -> Experiment:
         raise ValueError(f"config.sampler.guidance = {config.sampler.guidance} needs labelled data, and "
                          f"config.data.source = '{data.source}' has no classes")
     process = components.make_process(config)
+    model = _model(config, train, pipeline, process, with_teacher)
+    frozen = model.pop("frozen", {})
     return Experiment(
         config=config, train=train, test=test, pipeline=pipeline, process=process, ema=components.make_ema(config),
-        mesh=mesh, **_model(config, train, pipeline.image_shape, process),
+        mesh=mesh, frozen=jax.device_put(frozen, state_sharding(mesh, frozen)), **model,
     )
 
 
-def _model(config: ConfigDict, train: Source, shape: tuple[int, ...], process: Process) -> dict[str, Any]:
+def _model(
+    config: ConfigDict, train: Source, pipeline: Pipeline, process: Process, with_teacher: bool
+) -> dict[str, Any]:
     """The attributes of an experiment that are about its network, or about what stands in its place."""
     target = components.make_exact(config)
     if target is not None:
         exact = target.denoiser(config, train, process)
         return {"exact": exact, "apply": None, "params": {"score": arrays_of(exact)}, "updates": (), "optimizers": {}}
     key = stream_key(config.seed, "network")
-    apply, params = components.make_network(config, shape, train.num_classes, key)
+    apply, params = components.make_network(config, pipeline.image_shape, train.num_classes, key)
+    method = make_method(config)
+    if method is not None:
+        student = make_student(config, method, apply, params, pipeline, train, process, with_teacher=with_teacher)
+        return {"apply": apply, **student}
     update = score_update(
         components.make_objective(config),
-        lambda params, key: _denoiser(config, apply, process, params, key),
+        lambda params, key: network_denoiser(config, apply, process, params, key),
         process, label_dropout=config.objective.label_dropout, num_classes=train.num_classes,
     )
     return {"apply": apply, "params": {"score": params}, "updates": (update,),
@@ -150,6 +162,5 @@ def _model(config: ConfigDict, train: Source, shape: tuple[int, ...], process: P
 
 def sampling_params(experiment: Experiment, state: TrainState) -> PyTree:
     """The parameters that config.evaluation.ema selects: an average, or the live ones."""
-    role = "score"
     index = experiment.config.evaluation.ema
-    return state.params[role] if index < 0 else state.ema[role][experiment.ema.names[index]]
+    return state.params[experiment.role] if index < 0 else state.ema[experiment.role][experiment.ema.names[index]]

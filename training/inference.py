@@ -109,16 +109,18 @@ def load_run(config: ConfigDict, workdir: str) -> tuple[Experiment, PyTree, int,
     different = compare_config(stored or config.to_dict(), config.to_dict(), (*FREE_FIELDS, "training", "optimizer"))
     if different:
         raise ValueError(f"workdir {folder} holds another experiment:\n  " + "\n  ".join(different))
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, with_teacher=False)
     if exact is not None:
         if stored is None:
             with prepare_workdir(folder) as prepared:
                 check_config(prepared, config.to_dict())
                 store_config(prepared, config.to_dict())
         return experiment, experiment.params["score"], 0, exact.sha256(config, experiment.train)
-    state, step = restore_state(experiment, Checkpoints(folder / "checkpoints", keep=config.training.keep))
+    where = folder / {"newest": "checkpoints", "best": "best"}[config.evaluation.checkpoint or "newest"]
+    state, step = restore_state(experiment, Checkpoints(where, keep=config.training.keep), with_teacher=False)
     if step == 0:
-        raise FileNotFoundError(f"no checkpoint in {folder / 'checkpoints'} yet: train first, with --mode=train")
+        raise FileNotFoundError(f"no checkpoint in {where} yet: train first, with --mode=train"
+                                + (" and --config.training.evaluate_every=STEPS" if where.name == "best" else ""))
     params = sampling_params(experiment, state)
     return experiment, params, step, state_hash(params)
 

@@ -22,9 +22,11 @@ from training.inference import draw_samples
 from training.manifest import state_hash
 from training.mesh import put_batch
 from training.metric_writers import MetricWriter
+from training.monitor import Monitor
 from training.preemption import StopSignals
 from training.progress import Progress, duration
 from training.state import TrainState
+from training.teacher_run import check_teacher
 from training.workdir import check_config, flat_config, prepare_workdir, store_config
 
 MAX_STEPS_IN_FLIGHT = 2
@@ -36,6 +38,8 @@ FREE_FIELDS = (
     "mesh",
     "data.path",
     "training.log_every",
+    "training.evaluate_every",
+    "training.evaluate_images",
     "training.sample_every",
     "training.checkpoint_every",
     "training.keep",
@@ -74,12 +78,13 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 
 
 def restore_state(
-    experiment: Experiment, checkpoints: Checkpoints, *, allow_other_data: bool = False
+    experiment: Experiment, checkpoints: Checkpoints, *, allow_other_data: bool = False, with_teacher: bool = True
 ) -> tuple[TrainState, int]:
     """The newest good state and the number of its step; the initial state and 0 for a new run.
 
     Raises:
-      ValueError: the checkpoint belongs to another network, or to other data and `allow_other_data` is False.
+      ValueError: the checkpoint belongs to another network, to other data and `allow_other_data` is False, or to
+        another teacher and `with_teacher` is True.
     """
     state = experiment.initial_state()
     restored = checkpoints.restore(state)
@@ -93,6 +98,8 @@ def restore_state(
         if not allow_other_data:
             raise ValueError(text)
         logging.warning("Change allowed: %s", text)
+    if with_teacher:
+        check_teacher(restored.data.get("teacher"), experiment.teacher, restored.step)
     return restored.state, restored.step
 
 
@@ -110,6 +117,7 @@ def _run(
         return 0
 
     step_function = jax.jit(experiment.step(), donate_argnums=0)
+    monitor = Monitor(experiment, workdir) if training.evaluate_every else None
     progress = Progress(training.steps, start, make_lines=lambda: writer.progress_lines(training.steps))
     window = _Window(experiment, start)
     begin, step, stuck = time.monotonic(), start, False
@@ -120,7 +128,7 @@ def _run(
                 break
             # Everything is on the devices already: a hidden copy in the hot path would raise here.
             with jax.transfer_guard("disallow"):
-                state, metrics = step_function(state, {}, batch)
+                state, metrics = step_function(state, experiment.frozen, batch)
             step += 1
             if step == start + 1:
                 logging.info("Step %d is on its way after %s of start-up", step, duration(time.monotonic() - begin))
@@ -135,6 +143,8 @@ def _run(
                 stuck = scalars["skipped_in_a_row"] >= training.max_skipped_in_a_row
             if step % training.checkpoint_every == 0 or last or stuck:
                 _save(checkpoints, step, state, experiment)
+            if monitor and (step % training.evaluate_every == 0 or last):
+                writer.write_scalars(step, monitor(state, step, _data_item(experiment, step)))
             if stuck:
                 raise _stuck_error(step, int(scalars["skipped_in_a_row"]), training.max_skipped_in_a_row)
             if last or (training.sample_every and step % training.sample_every == 0):
@@ -153,8 +163,13 @@ def _run(
 
 
 def _save(checkpoints: Checkpoints, step: int, state: TrainState, experiment: Experiment) -> None:
+    checkpoints.save(step, state, data=_data_item(experiment, step), config=experiment.config.to_dict())
+
+
+def _data_item(experiment: Experiment, step: int) -> dict[str, Any]:
+    """What a checkpoint holds besides the state: where the data stand, and the teacher of a student."""
     data = {"position": step, "fingerprint": experiment.pipeline.fingerprint()}
-    checkpoints.save(step, state, data=data, config=experiment.config.to_dict())
+    return data | ({"teacher": experiment.teacher} if experiment.teacher else {})
 
 
 def _device_batches(batches: Iterator[dict], experiment: Experiment) -> Iterator[dict]:
@@ -217,6 +232,8 @@ def _log_facts(experiment: Experiment, state: TrainState, start: int) -> None:
     config, mesh = experiment.config, experiment.mesh
     for role, params in state.params.items():
         logging.info("Parameters of '%s':\n%s", role, parameter_overview.get_parameter_overview(params))
+    if experiment.teacher:
+        logging.info("Teacher: %s", experiment.teacher)
     logging.info(
         "%s: %d x %s, mesh %s, batch %d (%d per device); steps %d to %d, %.1f epochs of %d images %s",
         config.experiment, mesh.size, jax.devices()[0].device_kind, dict(mesh.shape), config.data.batch_size,

@@ -2,6 +2,8 @@
 
   learning rate: linear warm-up from 0 over `warmup_steps`, then constant, cosine or linear to 0 at `total_steps`
   update:        clip the gradient by its global norm, then the optimiser
+
+Adam without a first moment (beta1 = 0), as distillation wants it, keeps no copy of the parameters for one.
 """
 
 import optax
@@ -9,14 +11,21 @@ import optax
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-def _adam(rate: optax.Schedule, beta1: float, beta2: float, weight_decay: float) -> optax.GradientTransformation:
+def _adam(
+    rate: optax.Schedule, beta1: float, beta2: float, epsilon: float, weight_decay: float
+) -> optax.GradientTransformation:
     if weight_decay:
         raise ValueError(f"config.optimizer.weight_decay = {weight_decay} has no effect with adam; choose adamw or 0")
-    return optax.adam(rate, b1=beta1, b2=beta2)
+    if beta1 == 0:
+        scale = optax.scale_by_rms(decay=beta2, eps=epsilon, eps_in_sqrt=False, bias_correction=True)
+        return optax.chain(scale, optax.scale_by_learning_rate(rate))
+    return optax.adam(rate, b1=beta1, b2=beta2, eps=epsilon)
 
 
-def _adamw(rate: optax.Schedule, beta1: float, beta2: float, weight_decay: float) -> optax.GradientTransformation:
-    return optax.adamw(rate, b1=beta1, b2=beta2, weight_decay=weight_decay)
+def _adamw(
+    rate: optax.Schedule, beta1: float, beta2: float, epsilon: float, weight_decay: float
+) -> optax.GradientTransformation:
+    return optax.adamw(rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay)
 
 
 OPTIMIZERS = {"adam": _adam, "adamw": _adamw}
@@ -48,7 +57,8 @@ def make_learning_rate(*, learning_rate: float, schedule: str, warmup_steps: int
 
 
 def make_optimizer(
-    *, name: str, learning_rate: optax.Schedule, beta1: float, beta2: float, weight_decay: float, gradient_clip: float
+    *, name: str, learning_rate: optax.Schedule, beta1: float, beta2: float, weight_decay: float, gradient_clip: float,
+    epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
     """The optimiser of one role; `gradient_clip` is the largest global norm, 0 for none.
 
@@ -62,5 +72,7 @@ def make_optimizer(
     for field, value in {"beta1": beta1, "beta2": beta2}.items():
         if not 0 <= value < 1:
             raise ValueError(f"config.optimizer.{field} = {value} must lie in [0, 1)")
-    optimizer = OPTIMIZERS[name](learning_rate, beta1, beta2, weight_decay)
+    if not epsilon > 0:
+        raise ValueError(f"config.optimizer.epsilon = {epsilon} must be positive")
+    optimizer = OPTIMIZERS[name](learning_rate, beta1, beta2, epsilon, weight_decay)
     return optax.chain(optax.clip_by_global_norm(gradient_clip), optimizer) if gradient_clip else optimizer

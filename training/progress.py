@@ -36,7 +36,9 @@ class Progress:
 
     def metrics(self, step: int, scalars: dict[str, float]) -> None:
         """One line of metrics with the time left."""
-        shown = " ".join(f"{name.split('/')[-1]}={value:.4g}" for name, value in scalars.items())
+        # The role of a metric is said where there are several.
+        several = len({name.split("/")[0] for name in scalars if "/" in name}) > 1
+        shown = " ".join(f"{name if several else name.split('/')[-1]}={value:.4g}" for name, value in scalars.items())
         if self._bar is not None:
             self._bar.set_postfix_str(shown[:80])
             return

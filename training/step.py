@@ -4,6 +4,7 @@ For every update, `repeats` times:
   1. gradient of its loss with respect to its role, averaged over `accumulation` slices of the batch
   2. optimiser
   3. a finite check over loss, gradient norm and changes: if it fails, parameters and optimiser stay as they are
+An update with a `start` waits for its step, its optimiser with it; its metrics are 0 until then, and it costs nothing.
 Then the EMAs of the roles that moved; a role with a failed update keeps its EMA, too, so that one bad batch cannot
 poison an average for ever. The step counts all this and never raises: the loop looks at the counters.
 """
@@ -55,17 +56,21 @@ def make_step(
         good = {update.role: jnp.array(True) for update in updates}
         metrics: Metrics = {}
         for number, update in enumerate(updates):
+            role = update.role
             for repeat in range(update.repeats):
-                role = update.role
                 update_key = jax.random.fold_in(jax.random.fold_in(key, number), repeat)
-                others = frozen | params
-                gradient, report = _gradient(update, params[role], others, batch, update_key, accumulation)
-                report["gradient_norm"] = optax.tree.norm(gradient)
-                changes, new_opt_state = optimizers[role].update(gradient, opt_state[role], params[role])
-                new_params = optax.apply_updates(params[role], changes)
-                finite = _all_finite((report["loss"], report["gradient_norm"], new_params))
-                params[role] = _where(finite, new_params, params[role])
-                opt_state[role] = _where(finite, new_opt_state, opt_state[role])
+
+                def move(params: PyTree, opt_state: PyTree, update: Update = update, key: Key[Array, ""] = update_key,
+                         others: dict[str, PyTree] = frozen | params) -> tuple:  # fmt: skip
+                    gradient, report = _gradient(update, params, others, batch, key, accumulation)
+                    return _apply(gradient, report, optimizers[update.role], params, opt_state)
+
+                if update.start:
+                    stay = jax.eval_shape(move, params[role], opt_state[role])[3]
+                    moved = jax.lax.cond(state.step >= update.start, move, _stay(stay), params[role], opt_state[role])
+                else:
+                    moved = move(params[role], opt_state[role])
+                params[role], opt_state[role], finite, report = moved
                 good[role] &= finite
                 metrics |= {f"{role}/{name}": value for name, value in report.items()}
         averages = dict(state.ema)
@@ -84,6 +89,25 @@ def make_step(
         return new, metrics | {"skipped_updates": new.skipped, "skipped_in_a_row": new.skipped_in_a_row}
 
     return step
+
+
+def _apply(
+    gradient: PyTree, report: Metrics, optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree
+) -> tuple[PyTree, PyTree, Bool[Array, ""], Metrics]:
+    """(parameters, optimiser state, whether all was finite, metrics) after one update; as before where it was not."""
+    report = {**report, "gradient_norm": optax.tree.norm(gradient)}
+    changes, new_opt_state = optimizer.update(gradient, opt_state, params)
+    new_params = optax.apply_updates(params, changes)
+    finite = _all_finite((report["loss"], report["gradient_norm"], new_params))
+    return _where(finite, new_params, params), _where(finite, new_opt_state, opt_state), finite, report
+
+
+def _stay(report: Metrics) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree, Bool[Array, ""], Metrics]]:
+    """In the place of an update that has not started: nothing moves, and a report of this structure is all zero."""
+    def stay(params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree, Bool[Array, ""], Metrics]:
+        return params, opt_state, jnp.array(True), {name: jnp.zeros(x.shape, x.dtype) for name, x in report.items()}
+
+    return stay
 
 
 def _gradient(

@@ -12,6 +12,7 @@ from configs.base import Preset, choose, get_config, validate
 from configs.listing import all_presets, list_configs
 from diffusion import PROCESSES, SCHEDULES
 from diffusion.networks import NETWORKS
+from distillation import METHODS
 from samplers import SAMPLERS
 from scoring import OBJECTIVES
 from scoring.time_samplers import TIME_SAMPLERS
@@ -28,6 +29,7 @@ COMPONENTS = {
     "objective": OBJECTIVES,
     "objective.weighting": WEIGHTINGS,
     "objective.time_sampler": TIME_SAMPLERS,
+    "distillation": METHODS,
 }
 
 

@@ -9,7 +9,7 @@ from scipy.stats import kstest, kurtosis, norm
 
 from diffusion import PROCESSES
 from diffusion.base import Process, has_kernel, require_kernel
-from diffusion.denoiser import make_denoiser, score
+from diffusion.denoiser import NetworkDenoiser, score
 from diffusion.kernel_free import DoubleWell, Static
 from diffusion.phi4 import Phi4
 from diffusion.random import image_keys, image_noise
@@ -57,7 +57,7 @@ def test_the_score_of_a_denoiser(process):
     Of the lattice field it is the score but for -x^3, which the network is spared.
     """
     x, t = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32), jnp.array([0.2, 0.5, 1.0])
-    denoise = make_denoiser(lambda x_in, level, label: jnp.sin(x), process, prediction="score", sigma_data=0.5)
+    denoise = NetworkDenoiser(lambda x_in, level, label: jnp.sin(x), process, prediction="score", sigma_data=0.5)
     given = -np.asarray(x) ** 3 if isinstance(process, Phi4) else 0
     np.testing.assert_allclose(score(denoise, process, x, t), np.sin(x) + given, atol=1e-4)
 
@@ -173,7 +173,7 @@ def test_a_network_can_tell_all_times_apart():
             seen.append(np.asarray(level))
             return x_in
 
-        denoise = make_denoiser(network, process, prediction="x0", sigma_data=0.5)
+        denoise = NetworkDenoiser(network, process, prediction="x0", sigma_data=0.5)
         denoise(jnp.zeros((200, 1)), jnp.asarray(t, jnp.float32), None)
         assert (np.diff(seen[0]) > 1e-4).all() and np.abs(seen[0]).max() < 3
         assert np.ptp(np.asarray(process.sigma(t))[100:]) == 0

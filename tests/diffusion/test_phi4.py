@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.base import expand
-from diffusion.denoiser import make_denoiser
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.phi4 import Phi4, laplacian
 from diffusion.random import image_keys
 from samplers.euler_maruyama import EulerMaruyama
@@ -128,7 +128,7 @@ class Strayed(Phi4):
 def test_the_reverse_process_holds_a_pixel_that_has_strayed():
     """A network that knows nothing, from 4 instead of +-1: the cubic term brings it back; without it all is lost."""
     process = Strayed()
-    blank = make_denoiser(lambda x, level, label: 0 * x, process, prediction="edm", sigma_data=0.3)
+    blank = NetworkDenoiser(lambda x, level, label: 0 * x, process, prediction="edm", sigma_data=0.3)
     ends = []
     for denoise in (blank, lambda x, t, label: blank(x, t, label) + expand(process.sigma(t), x) ** 2 * x**3):
         samples = EulerMaruyama(steps=400).sample(denoise, process, jax.random.split(jax.random.key(0), 8), None,

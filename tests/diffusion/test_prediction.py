@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.denoiser import make_denoiser, score
+from diffusion.denoiser import NetworkDenoiser, score
 from diffusion.prediction import PREDICTIONS
 from diffusion.process import GaussianProcess
 from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
@@ -92,7 +92,7 @@ def test_all_pairs_agree(known):
 def at_level_one(prediction, network):
     """(denoiser on EDM, x, t) at noise level 1, with data of standard deviation 1/2."""
     process = PROCESSES["edm"]
-    denoise = make_denoiser(network, process, prediction=prediction, sigma_data=0.5)
+    denoise = NetworkDenoiser(network, process, prediction=prediction, sigma_data=0.5)
     t = jnp.full(3, process.time_of_logsnr(np.float64(0.0)), jnp.float32)
     return denoise, jnp.array([[-1.0], [0.5], [2.0]]), t
 
@@ -115,7 +115,7 @@ def test_golden_preconditioning():
 
 def test_noise_level_is_a_quarter_of_log_sigma():
     process, seen = PROCESSES["edm"], []
-    denoise = make_denoiser(
+    denoise = NetworkDenoiser(
         lambda x, c_noise, label: seen.append(c_noise) or x, process, prediction="x0", sigma_data=0.5
     )
     sigma = np.array([0.002, 0.5, 3.0, 80.0])
@@ -128,7 +128,7 @@ def test_noise_level_is_a_quarter_of_log_sigma():
 def test_network_input_has_unit_variance(name):
     """For data of standard deviation 1/2, whatever the time."""
     process, seen = PROCESSES[name], []
-    denoise = make_denoiser(lambda x, c_noise, label: seen.append(x) or x, process, prediction="x0", sigma_data=0.5)
+    denoise = NetworkDenoiser(lambda x, c_noise, label: seen.append(x) or x, process, prediction="x0", sigma_data=0.5)
     rng = np.random.default_rng(0)
     t = jnp.linspace(process.time_min, process.time_max, 5)
     x0, noise = (jnp.asarray(draw, jnp.float32) for draw in rng.normal(size=(2, 5, 20_000)))
@@ -144,7 +144,7 @@ def test_denoiser_passes_labels_and_returns_float32():
         seen.append(label)
         return x.astype(jnp.bfloat16)
 
-    denoise = make_denoiser(network, process, prediction="v", sigma_data=0.5)
+    denoise = NetworkDenoiser(network, process, prediction="v", sigma_data=0.5)
     label = jnp.array([2, 0])
     assert denoise(jnp.ones((2, 3, 3, 1)), jnp.array([0.2, 0.7]), label).dtype == jnp.float32
     np.testing.assert_array_equal(seen[0], label)

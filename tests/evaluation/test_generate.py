@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.images import to_uint8
-from diffusion.denoiser import make_denoiser
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.networks import initialise
 from diffusion.process import GaussianProcess
 from diffusion.random import image_keys
@@ -62,7 +62,7 @@ def network_sample():
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def sample(params, keys, labels):
-        denoise = make_denoiser(lambda *args: apply(params, *args), process, prediction="edm", sigma_data=0.5)
+        denoise = NetworkDenoiser(lambda *args: apply(params, *args), process, prediction="edm", sigma_data=0.5)
         return Ancestral(steps=4, grid="karras").sample(denoise, process, keys, labels, shape=SHAPE)
 
     return sample, params

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from diffusion.base import expand
-from diffusion.denoiser import make_denoiser
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.process import GaussianProcess
 from diffusion.schedules import VPLinear
 from diffusion.sde_schedules import VE
@@ -140,7 +140,7 @@ def test_gradient_of_a_convolutional_network_is_that_of_dsm(create, one_time):
 
     def gradient(name):
         def loss(params, time):
-            denoise = make_denoiser(partial(convolutions, params), process, prediction="epsilon", sigma_data=0.5)
+            denoise = NetworkDenoiser(partial(convolutions, params), process, prediction="epsilon", sigma_data=0.5)
             objective = create(name, time_sampler=one_time(time))
             return objective(denoise, process, x0, None, jax.random.key(3))[0]
 
@@ -167,7 +167,7 @@ def test_training_takes_the_same_path(create):
 
     def train(objective):
         def loss(params, key):
-            denoise = make_denoiser(partial(perceptron, params), process, prediction="epsilon", sigma_data=0.5)
+            denoise = NetworkDenoiser(partial(perceptron, params), process, prediction="epsilon", sigma_data=0.5)
             return objective(denoise, process, x0, None, key)
 
         def step(state, index):
@@ -199,7 +199,7 @@ def test_training_takes_the_same_path(create):
 def test_the_score_zero_costs_exactly_nothing(options, create):
     """What a freshly made network with prediction epsilon says, at every noise level."""
     process = GaussianProcess(VE())
-    denoise = make_denoiser(lambda x, level, label: 0 * x, process, prediction="epsilon", sigma_data=0.5)
+    denoise = NetworkDenoiser(lambda x, level, label: 0 * x, process, prediction="epsilon", sigma_data=0.5)
     x0 = jnp.asarray(np.random.default_rng(0).normal(size=(50, 6)), jnp.float32)
     metrics = create("lcss", **options)(denoise, process, x0, None, jax.random.key(0))[1]
     assert [float(metrics[name]) for name in ("loss", "trace", "norm")] == [0.0, 0.0, 0.0]

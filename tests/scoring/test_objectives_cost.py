@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion import DoubleWell
-from diffusion.denoiser import make_denoiser
+from diffusion.denoiser import NetworkDenoiser
 from diffusion.process import GaussianProcess
 from diffusion.schedules import VPLinear
 from scoring import OBJECTIVES
@@ -51,7 +51,7 @@ def flops(create):
             def network(x, level, label):
                 return convolutions(params, x, level, label)
 
-            denoise = make_denoiser(network, process, prediction="epsilon", sigma_data=0.5)
+            denoise = NetworkDenoiser(network, process, prediction="epsilon", sigma_data=0.5)
             return create(name, **options)(denoise, process, x0, None, jax.random.key(0))[0]
 
         return jax.jit(jax.grad(loss)).lower(params, jnp.ones((2, 8, 8, 3))).cost_analysis()["flops"]

@@ -91,7 +91,7 @@ UNKNOWN = {
     "objective.weighting.name": WEIGHTINGS,
     "objective.time_sampler.name": TIME_SAMPLERS,
     "prediction": PREDICTIONS,
-    "sampler.grid": ("uniform", "karras", "logsnr"),
+    "sampler.grid": ("uniform", "trailing", "karras", "logsnr"),
     "optimizer.name": ("adam", "adamw"),
     "optimizer.schedule": ("constant", "cosine", "linear"),
 }
