@@ -4,6 +4,7 @@
              optimiser of the same network on one fixed batch
   samplers   every sampler over as many compiled forwards as its NFE; time to compile few steps and many
   objectives seconds, FLOPs and temporary memory of each objective's compiled gradient over DSM's
+  distillation FLOPs, seconds and memory of each update of each method over one forward pass
   evaluation Frechet distance at 2048 dimensions; accumulation of moments over Inception's own time; and, where torch
              and torch-fidelity are installed, Inception against theirs on the same images
   start_up   seconds from `python main.py` to the first finished step: cold, and with the compilation cache warm
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scripts.benchmark_distillation import distillation_suite
 from scripts.benchmark_objectives import objectives_suite
 from scripts.benchmark_samplers import samplers_suite
 from scripts.measuring import Figure, figure, image_experiment
@@ -174,8 +176,8 @@ def _seconds_to_first_step(workdir: Path) -> float:
 
 
 SUITES = {
-    "step": step_suite, "samplers": samplers_suite, "objectives": objectives_suite, "evaluation": evaluation_suite,
-    "start_up": start_up_suite,
+    "step": step_suite, "samplers": samplers_suite, "objectives": objectives_suite,
+    "distillation": distillation_suite, "evaluation": evaluation_suite, "start_up": start_up_suite,
 }  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def main() -> None:
     width = max(len(f"{f['case']}: {f['metric']}") for f in figures)
     print()
     for f in figures:
-        print(f"{f['suite']:10} {f['case'] + ': ' + f['metric']:{width}} {f['value']:10.4g}  (n = {f['n']})")
+        print(f"{f['suite']:12} {f['case'] + ': ' + f['metric']:{width}} {f['value']:10.4g}  (n = {f['n']})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Prints the newest result of every sampler of a workdir as a table, and where its pictures are.
+"""Prints the newest result of every sampler of one or more workdirs as a table, and where its pictures are.
 
   python scripts/results_table.py runs/digits_dsm
+  python scripts/results_table.py runs/digits_dsm runs/digits_sim     # a teacher and its student, side by side
 
 scripts/report.py makes a page of several runs, with plots and pictures.
 """
@@ -19,7 +20,11 @@ def table(rows: list[Row]) -> str:
     """Metrics by their full names, one per line, so that a terminal holds them; one column per evaluation."""
     records = [row.record for row in rows]
     lines = [["", *(row.sampler for row in rows)], ["NFE", *format_numbers([row.nfe for row in rows])]]
-    lines.append(["seconds per image", *format_numbers([row.seconds_per_image for row in rows])])
+    if len({row.run.name for row in rows}) > 1:
+        lines.insert(0, ["", *(row.run.name for row in rows)])
+    seconds = [row.seconds_per_image for row in rows]
+    lines.append(["seconds per image", *format_numbers(seconds)])
+    lines.append(["images per second", *format_numbers([1 / one if one else None for one in seconds])])
     for column in columns_of(records):
         title = f"{column.name} ({column.note})" if column.note else column.name
         lines.append([title, *format_numbers(values(records, column))])
@@ -29,19 +34,22 @@ def table(rows: list[Row]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 2:
+    if len(argv) < 2:
         print(__doc__, file=sys.stderr)
         return 2
-    workdir = Path(argv[1])
-    rows = rows_of([Run(name=workdir.name, folder=workdir, records=read_json_lines(workdir / "results.jsonl"))])
-    if not rows:
-        print(f"error: no results in {workdir / 'results.jsonl'}: run main.py --mode=evaluate first", file=sys.stderr)
-        return 2
+    runs = [Run(name=path.name, folder=path, records=read_json_lines(path / "results.jsonl"))
+            for path in map(Path, argv[1:])]  # fmt: skip
+    rows = rows_of(runs)
+    for run in runs:
+        if not any(row.run is run for row in rows):
+            print(f"error: no results in {run.folder / 'results.jsonl'}: run main.py --mode=evaluate first",
+                  file=sys.stderr)  # fmt: skip
+            return 2
     print(table(rows))
     print("\nPictures:")
     for row in rows:
         for picture in (row.record.get("pictures") or {}).values():
-            print(f"  {workdir / picture}")
+            print(f"  {row.run.folder / picture}")
     return 0
 
 

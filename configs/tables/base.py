@@ -58,9 +58,10 @@ class Check:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def identity(self, seed: int) -> str:
-        """Hash of the function's own text, its options, and the config that it is given, if any."""
+        """Hash of the function's own text, its options, and the configs that it is given, if any."""
         given = identity(resolve(self.options["config"], {})) if "config" in self.options else None
-        return json_sha256([inspect.getsource(self.measure), dict(self.options), given, seed])
+        teacher = [identity(resolve(self.options["teacher"], {}))] if "teacher" in self.options else []
+        return json_sha256([inspect.getsource(self.measure), dict(self.options), given, seed, *teacher])
 
 
 @dataclass(frozen=True, kw_only=True)

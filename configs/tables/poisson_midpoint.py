@@ -162,7 +162,7 @@ def _learnt() -> list[Row]:
     rows = []
     for name, about, config, steps, calls, seeds in (
         ("digits_learnt", "8x8 digits, a network", "configs/digits.py:dsm", 2000, CALLS, 3),
-        ("mnist5k_learnt", "28x28 digits, a network", "configs/images.py:mnist5k_mlp", 1000, CALLS[:-1], 1),
+        ("mnist5k_learnt", "28x28 digits, a network", "configs/images.py:mnist5k_mlp", 3000, CALLS[:-1], 1),
     ):
         overrides = DISCRETE | {"process.sigma_min": None, "process.sigma_max": None, "training.steps": steps,
                                 "training.tensorboard": False}  # fmt: skip

@@ -141,7 +141,9 @@ def learnt_images(
         rows = feature_rows(features, images).astype(np.float64)
         return {"fd": frechet_distance_of_features(rows, real), "kid": kernel_distance(rows, real, subsets=20)[0]}
 
-    figures = {f"{name}_data": value for name, value in distances(all_images(experiment.train)[:count]).items()}
+    # A seeded choice, since a data set may be sorted by class.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(experiment.train))[:count])
+    figures = {f"{name}_data": value for name, value in distances(all_images(experiment.train)[chosen]).items()}
     keys, labels = image_keys(seed, jnp.arange(count)), labels_of(np.arange(count), experiment.train.num_classes)
     for label, (sampler, options, steps) in samplers.items():
         for calls, number in steps:

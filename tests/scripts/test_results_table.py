@@ -58,6 +58,7 @@ def test_one_column_per_sampler_with_the_newest_result(script, capsys, tmp_path)
     assert dict(map(cells, lines[1:])) == {
         "NFE": ["100", "35"],
         "seconds per image": ["0.001250", "0.001250"],
+        "images per second": ["800", "800"],
         "fd1k_test_classifier": ["3.250", "2.500"],
         "fd1k_test_classifier_of_train": ["2", "2"],
         "kid1k_test_classifier": ["-0.001230"] * 2,
@@ -85,6 +86,16 @@ def test_what_a_result_does_not_have_is_a_dash(script, capsys, tmp_path):
     lines = dict(map(cells, capsys.readouterr().out.split("\n\n")[0].splitlines()))
     assert lines["fd1k_test_classifier"] == ["NaN", "2.500"]
     assert lines["class_accuracy"] == ["\N{EN DASH}", "0.9870"]
+
+
+def test_runs_side_by_side(script, capsys, tmp_path):
+    for name, nfe in (("teacher", 35.0), ("student", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(json.dumps(record(nfe=nfe)) + "\n")
+    assert script.main(["results_table.py", str(tmp_path / "teacher"), str(tmp_path / "student")]) == 0
+    out = capsys.readouterr().out
+    assert [cells(line) for line in out.splitlines()[:3:2]] == [("", ["teacher", "student"]), ("NFE", ["35", "1"])]
+    assert all(str(tmp_path / name / "figures") in out for name in ("teacher", "student"))
 
 
 def test_without_results_there_is_one_line(script, capsys, tmp_path):
