@@ -125,7 +125,12 @@ class ScoreImplicitMatching:
         if self.distance != "l2" and self.sid_coefficient != 1:
             raise ValueError(f"sid_coefficient = {self.sid_coefficient} goes with distance = 'l2' alone, not with "
                              f"'{self.distance}'")
-        if self.distance != "l2" and self.normalizer != "none" and self.through_scores:
+        if not self.through_scores and (self.distance, self.sid_coefficient) != ("l2", 1.0):
+            raise ValueError(f"through_scores = False takes distance = 'l2' and sid_coefficient = 1, and not "
+                             f"'{self.distance}' and {self.sid_coefficient}: the KL has neither")
+        if self.detach_denominator and (self.distance == "l2" or not self.through_scores):
+            raise ValueError("detach_denominator = True has no meaning for distance = 'l2', which has no denominator")
+        if self.distance != "l2" and self.normalizer != "none":
             raise ValueError(f"normalizer = '{self.normalizer}' goes with distance = 'l2' alone: '{self.distance}' has "
                              "a denominator of its own")
 

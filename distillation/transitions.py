@@ -108,7 +108,8 @@ class Transitions:
     ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, " batch"]]:
         """A, B and C of equation 3."""
         a, b, c = process.posterior(s, t, gap=gap, eta=self.kernel_eta)
-        forgotten = self._forgotten(process, t) | (not self.conditional_kernel)
+        # With less noise than ancestral sampling has, x_s needs that of x_t: as DDIM does it, at every t.
+        forgotten = (self._forgotten(process, t) & (self.kernel_eta == 1)) | (not self.conditional_kernel)
         alpha_s, sigma_s = process.alpha(s), process.sigma(s)
         return (jnp.where(forgotten, 0.0, a), jnp.where(forgotten, alpha_s, b), jnp.where(forgotten, sigma_s, c))
 

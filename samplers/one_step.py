@@ -17,14 +17,17 @@ from diffusion.base import Denoiser, Process, require_kernel
 from diffusion.random import image_noise
 from samplers.base import Samples, run_scan, scan_tables
 
+ROUNDING = 1e-9  # relative; the ends of a process are levels that it reaches
+
 
 def time_of_level(process: Process, level: float) -> float:
     """The time whose noise level sigma / alpha is `level`. Raises ValueError where the process does not reach it."""
     require_kernel(process, "a one-step generator")
     low, high = (float(np.exp(-0.5 * process.logsnr(np.float64(t)))) for t in (process.time_min, process.time_max))
-    if not low <= level <= high:
+    if not low * (1 - ROUNDING) <= level <= high * (1 + ROUNDING):
         raise ValueError(f"level = {level} must lie between the noise levels of the process, {low:.4g} and {high:.4g}")
-    return float(process.time_of_logsnr(np.float64(-2 * np.log(level))))
+    t = float(process.time_of_logsnr(np.float64(-2 * np.log(level))))
+    return min(max(t, process.time_min), process.time_max)
 
 
 def one_step(

@@ -22,6 +22,8 @@ from training.ema import EMA
 from training.state import TrainState
 
 Batch = dict[str, Array]
+# Parameters, optimiser state, whether all was finite, metrics.
+Moved = tuple[PyTree, PyTree, Bool[Array, ""], Metrics]
 Step = Callable[[TrainState, dict[str, PyTree], Batch], tuple[TrainState, Metrics]]
 
 
@@ -61,7 +63,7 @@ def make_step(
                 update_key = jax.random.fold_in(jax.random.fold_in(key, number), repeat)
 
                 def move(params: PyTree, opt_state: PyTree, update: Update = update, key: Key[Array, ""] = update_key,
-                         others: dict[str, PyTree] = frozen | params) -> tuple:  # fmt: skip
+                         others: dict[str, PyTree] = frozen | params) -> Moved:  # fmt: skip
                     gradient, report = _gradient(update, params, others, batch, key, accumulation)
                     return _apply(gradient, report, optimizers[update.role], params, opt_state)
 
@@ -93,7 +95,7 @@ def make_step(
 
 def _apply(
     gradient: PyTree, report: Metrics, optimizer: optax.GradientTransformation, params: PyTree, opt_state: PyTree
-) -> tuple[PyTree, PyTree, Bool[Array, ""], Metrics]:
+) -> Moved:
     """(parameters, optimiser state, whether all was finite, metrics) after one update; as before where it was not."""
     report = {**report, "gradient_norm": optax.tree.norm(gradient)}
     changes, new_opt_state = optimizer.update(gradient, opt_state, params)
@@ -102,9 +104,9 @@ def _apply(
     return _where(finite, new_params, params), _where(finite, new_opt_state, opt_state), finite, report
 
 
-def _stay(report: Metrics) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree, Bool[Array, ""], Metrics]]:
+def _stay(report: dict[str, jax.ShapeDtypeStruct]) -> Callable[[PyTree, PyTree], Moved]:
     """In the place of an update that has not started: nothing moves, and a report of this structure is all zero."""
-    def stay(params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree, Bool[Array, ""], Metrics]:
+    def stay(params: PyTree, opt_state: PyTree) -> Moved:
         return params, opt_state, jnp.array(True), {name: jnp.zeros(x.shape, x.dtype) for name, x in report.items()}
 
     return stay

@@ -2,6 +2,9 @@
 
 from configs.tables.base import Table
 from configs.tables.lcss import LCSS
+from configs.tables.moment_matching import MOMENT_MATCHING
 from configs.tables.poisson_midpoint import POISSON_MIDPOINT
+from configs.tables.score_implicit_matching import SCORE_IMPLICIT_MATCHING
 
-TABLES: dict[str, Table] = {"lcss": LCSS, "poisson_midpoint": POISSON_MIDPOINT}
+_TABLES = (LCSS, POISSON_MIDPOINT, SCORE_IMPLICIT_MATCHING, MOMENT_MATCHING)
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

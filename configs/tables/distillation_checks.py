@@ -1,7 +1,7 @@
 """Teachers and students of the distillation tables: `measure(seed, folder, **options)` -> figures.
 
-Imported without JAX, like all tables; each function runs in a process of its own. A teacher is trained once per seed,
-in a folder beside those of its students; whoever comes first trains it and the others wait.
+Imported without JAX, like all tables; each function runs in a process of its own. A teacher is trained once per seed
+for all tables, in a folder beside theirs; whoever comes first trains it and the others wait.
 
 Figures of a set of images: fd and kid to the test images in the features of a classifier trained on the training
 images, accuracy (the share that this classifier gives the class asked for), calls (network calls per image). Of images
@@ -42,10 +42,15 @@ def _trained(config: Any, folder: Path) -> None:
         sys.exit(code)
 
 
+def _shared(folder: Path) -> Path:
+    """What the runs of all tables have in common, of a run in <root>/<table>/<run>."""
+    return folder.parent.parent / "distillation"
+
+
 def _teacher(config: str, overrides: Mapping[str, Any], seed: int, folder: Path) -> tuple[Any, Path]:
     """(config, workdir) of the trained teacher of this seed."""
     resolved = resolve(config, {**overrides, "seed": seed, "training.tensorboard": False})
-    workdir = folder.parent / f"teacher-{identity(resolved)[:8]}"
+    workdir = _shared(folder) / f"teacher-{identity(resolved)[:8]}"
     _trained(resolved, workdir)
     return resolved, workdir
 
@@ -67,8 +72,9 @@ def _figures(config: Any, workdir: Path, folder: Path, sampler: Any = None) -> d
     from training.inference import load_run
 
     experiment, params, _, _ = load_run(config, str(workdir))
-    with _alone(folder.parent / "features.turn"):
-        features = make_features(config, "classifier", experiment.train, experiment.test, folder.parent / "features")
+    cache = _shared(folder) / "features"
+    with _alone(cache.with_name("features.turn")):
+        features = make_features(config, "classifier", experiment.train, experiment.test, cache)
     count, solver = config.evaluation.num_samples, sampler or components.make_sampler(config)
     labels = labels_of(np.arange(count), experiment.train.num_classes)
     run = jax.jit(lambda params, keys, labels: solver.sample(

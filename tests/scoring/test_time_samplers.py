@@ -7,7 +7,7 @@ from scipy import stats
 
 from diffusion.process import GaussianProcess
 from diffusion.schedules import EDM, Cosine, RectifiedFlow, VPLinear
-from scoring.time_samplers import LogNormalTimes, LowDiscrepancyTimes, UniformTimes
+from scoring.time_samplers import KarrasTimes, LogNormalTimes, LowDiscrepancyTimes, UniformTimes
 
 CUT = GaussianProcess(Cosine(time_min=0.1, time_max=0.7))
 
@@ -72,3 +72,30 @@ def test_log_normal_stays_in_range():
 def test_bad_std_is_refused():
     with pytest.raises(ValueError, match=r"std = 0\.0"):
         LogNormalTimes(std=0.0)
+
+
+def test_karras_times_are_uniform_on_edm():
+    """On [0, 0.8], as that schedule's time is Karras' scale."""
+    t = np.asarray(KarrasTimes(upper=0.8)(GaussianProcess(EDM()), jax.random.key(0), 20_000), np.float64)
+    assert stats.kstest(t, stats.uniform(0, 0.8).cdf).pvalue > 0.01
+    assert stats.kstest(t, stats.uniform(0, 0.82).cdf).pvalue < 0.01
+    assert t.min() >= 0 and t.max() <= 0.8 + 1e-6
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow()], ids=lambda schedule: type(schedule).__name__)
+def test_karras_times_give_the_noise_levels_of_the_law(schedule):
+    """(sigma / alpha)^(1 / 7) is uniform from the lowest level of the process to 0.8 of the way to the highest."""
+    process = GaussianProcess(schedule)
+    t = np.asarray(KarrasTimes(upper=0.8)(process, jax.random.key(1), 20_000), np.float64)
+    ends = np.array([schedule.time_min, schedule.time_max])
+    low, high = (process.sigma(ends) / process.alpha(ends)) ** (1 / 7)
+    root = (process.sigma(t) / process.alpha(t)) ** (1 / 7)
+    assert stats.kstest(root, stats.uniform(low, 0.8 * (high - low)).cdf).pvalue > 0.01
+    assert stats.kstest(root, stats.uniform(low, 0.82 * (high - low)).cdf).pvalue < 0.01
+    assert t.min() >= process.time_min and t.max() <= process.time_max
+
+
+@pytest.mark.parametrize("upper", [0.0, 1.2, -0.5])
+def test_bad_upper_is_refused(upper):
+    with pytest.raises(ValueError, match=rf"upper = {upper} must lie in \(0, 1\]"):
+        KarrasTimes(upper=upper)
