@@ -6,9 +6,9 @@
   3. x_s = sg(A x_t + B x_gen + C noise'),  with A, B, C of q(x_s | x_t, x0 = x_gen)     (`diffusion/process.py`, 2)
      [Salimans et al. 2024, algorithms 2 and 3]
 
-At t = time_max the process is taken to have forgotten the data (`zero_terminal_snr`): x_t = sigma_t noise, A = 0,
-B = alpha_s, C = sigma_s. The few per cent of signal that are left in truth would pull a student that cannot see the
-noise towards the mean of the data. The whole of x_s is a constant for the gradient.
+At t = time_max the process is taken to have forgotten the data (`zero_terminal_snr`, with the ancestral kernel):
+x_t = sigma_t noise, A = 0, B = alpha_s, C = sigma_s. The few per cent of signal that are left in truth would pull a
+student that cannot see the noise towards the mean of the data. The whole of x_s is a constant for the gradient.
 
   4. w(s), weights of |x_gen - ...|^2: "edm" snr + 1 / sigma_data^2; "flat" 1; "adaptive" 1 / mean |x_gen - T(x_s)|;
      "auto" is flat for k <= 2, else edm  [section 3.3].
@@ -108,13 +108,13 @@ class Transitions:
     ) -> tuple[Float[Array, " batch"], Float[Array, " batch"], Float[Array, " batch"]]:
         """A, B and C of equation 3."""
         a, b, c = process.posterior(s, t, gap=gap, eta=self.kernel_eta)
-        # With less noise than ancestral sampling has, x_s needs that of x_t: as DDIM does it, at every t.
-        forgotten = (self._forgotten(process, t) & (self.kernel_eta == 1)) | (not self.conditional_kernel)
+        forgotten = self._forgotten(process, t) | (not self.conditional_kernel)
         alpha_s, sigma_s = process.alpha(s), process.sigma(s)
         return (jnp.where(forgotten, 0.0, a), jnp.where(forgotten, alpha_s, b), jnp.where(forgotten, sigma_s, c))
 
     def _forgotten(self, process: Process, t: Float[Array, " batch"]) -> Array:
-        return (t >= process.time_max) & self.zero_terminal_snr
+        # With less noise than ancestral sampling has, x_s needs that of x_t, and with it the signal.
+        return (t >= process.time_max) & (self.zero_terminal_snr and self.kernel_eta == 1)
 
     def draw(
         self, generator: Denoiser, process: Process, x0: Float[Array, "batch *shape"],

@@ -89,11 +89,13 @@ def draw_quality(values: Values, path: Path, targets: dict[str, str], floor: flo
             calls, distances = points(values, row, prefix)
             _, made = points(values, row, f"calls_{label}_nfe" if learnt else "calls_nfe")
             line(axes, made.mean(axis=1), distances / unit, colour, style, name, marker="o")
-            highest = max(highest, float(distances[calls == 20].mean() / unit) if label == "ddpm" else 0.0)
+            highest = max(highest, float(distances[calls >= 20].mean(axis=1).max() / unit) if label == "ddpm" else 0.0)
         axes.axhline(1.0, color=INK, linewidth=0.6, linestyle=":")
         finish(axes, title, "network calls", "distance / that of " + ("training images" if learnt else "exact draws"),
                (10, 20, 40, 80, 200, 1000))
         axes.set_ylim(floor, 3 * highest)
+        shown = [tick for tick in (0.7, 1, 1.5, 2, 3, 5, 10, 20, 30) if floor < tick < 3 * highest]
+        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
     panels[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.tight_layout()
     save_figure(path, figure)

@@ -1,4 +1,4 @@
-"""Runs what is missing of a paper's table, keeps every figure in results/, and writes docs/results.md.
+"""Runs what is missing of a paper's table, keeps its figures in results/, and writes docs/results.md and docs/results/.
 
   python scripts/reproduce.py --list
   python scripts/reproduce.py --table=lcss --size=small --processes=2
@@ -6,7 +6,7 @@
   python scripts/reproduce.py --claims
 
 A row and seed that is in the ledger, with the config that the row has now, is not run again; whatever was interrupted
-goes on where it stopped. --document only writes docs/results.md.
+goes on where it stopped. --document only writes the documents.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from training import ledger
 from training.trials import Outcome, Trial, run_trials
 from training.workdir import read_json_lines
 
-RESULTS, DOCUMENT = ROOT / "results", ROOT / "docs" / "results.md"
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,7 +130,7 @@ def reproduce(arguments: argparse.Namespace, table: Table) -> int:
     try:
         return run_trials(list(trials), processes=arguments.processes, done=done)[1]
     finally:
-        write_document()
+        write_documents()
 
 
 def measure(arguments: argparse.Namespace, table: Table) -> int:
@@ -147,9 +147,10 @@ def measure(arguments: argparse.Namespace, table: Table) -> int:
     return 0
 
 
-def write_document() -> None:
-    text = render(TABLES, {name: lines_of(table) for name, table in TABLES.items()})
-    write_whole(DOCUMENT, lambda file: file.write(text.encode()))
+def write_documents() -> None:
+    for path, text in render(TABLES, {name: lines_of(table) for name, table in TABLES.items()}).items():
+        (DOCS / path).parent.mkdir(exist_ok=True)
+        write_whole(DOCS / path, lambda file, text=text: file.write(text.encode()))
 
 
 def list_rows(tables: list[Table]) -> str:
@@ -182,7 +183,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--list", action="store_true", help="print every row with its state")
     add("--claims", action="store_true", help="print every claim with its verdict")
-    add("--document", action="store_true", help="only write docs/results.md")
+    add("--document", action="store_true", help="only write docs/results.md and docs/results/")
     add("--table", help=f"which paper: {', '.join(TABLES)}")
     add("--size", default="small", help=f"{' or '.join(SIZES)}; default small")
     add("--rows", help="names, separated by commas; default: all of this size")
@@ -206,7 +207,7 @@ def main(argv: list[str]) -> int:
         elif arguments.claims:
             print_claims(tables)
         elif arguments.document:
-            write_document()
+            write_documents()
         elif not arguments.table:
             raise ValueError(f"--table is missing; choose from {', '.join(TABLES)}, or --list, --claims, --document")
         elif arguments.measure:

@@ -1,4 +1,6 @@
-"""docs/results.md: what the ledger holds, as tables. A function of the ledger and the tables alone."""
+"""docs/results.md and docs/results/: the claims, and what the ledger holds of each table. A function of the ledger and
+the tables alone.
+"""
 
 import fnmatch
 import math
@@ -15,6 +17,14 @@ _HEAD = """# Results
 Means ± standard deviations over n seeds. "small" is what a laptop computes, with other data and networks than those of
 the papers; only a run of the size "full" stands beside a paper's value. A value is "not read" where the paper prints it
 and we could not read it. `python scripts/reproduce.py --list` shows what can be run.
+"""
+_HEAD_OF_TABLE = """# {name}: {title}
+
+<!-- Written by scripts/reproduce.py from the lines in results/: do not edit. -->
+
+`docs/results.md` says how to read this, and has the claims. A row runs by
+
+    python scripts/reproduce.py --table={name} --size=SIZE --rows=ROW
 """
 
 
@@ -47,35 +57,34 @@ def claim_rows(table: Table, values: Values) -> list[dict[str, str]]:
     return rows
 
 
-def render(tables: Mapping[str, Table], lines: Mapping[str, list[dict]]) -> str:
-    """The document. `lines` of each table: all of its sizes."""
+def render(tables: Mapping[str, Table], lines: Mapping[str, list[dict]]) -> dict[str, str]:
+    """The documents by their paths in docs/. `lines` of each table: all of its sizes."""
     values = {name: {size: values_of(table, size, lines.get(name, [])) for size in SIZES}
               for name, table in tables.items()}  # fmt: skip
-    parts = [_HEAD, "## Claims\n"]
     claims = [row for name, table in tables.items() for row in claim_rows(table, values[name]["small"])]
-    parts.append(_markdown(
+    contents = "".join(f"* [{table.title}](results/{name}.md)\n" for name, table in tables.items())
+    documents = {"results.md": "\n".join([_HEAD, "## Tables\n", contents, "## Claims\n", _markdown(
         ["claim", "source", "verdict", "figures, small size", "why"],
         [[row["text"], f"{row['table']}: {row['source']}", f"**{row['verdict']}**", row["figures"], row["explanation"]]
-         for row in claims]))  # fmt: skip
+         for row in claims])])}  # fmt: skip
     for name, table in tables.items():
-        parts.append(f"## {name}: {table.title}\n")
-        body = [cells for row in table.rows for size in SIZES for cells in _cells(table, row, size, values[name][size])]
-        parts.append(_markdown(["row", "figure", "paper", "ours", "size", "command"], body))
-    return "\n".join(parts)
+        body = [cells for row in table.rows for size in SIZES for cells in _cells(row, size, values[name][size])]
+        head = _HEAD_OF_TABLE.format(name=name, title=table.title)
+        documents[f"results/{name}.md"] = f"{head}\n{_markdown(['row', 'figure', 'paper', 'ours', 'size'], body)}"
+    return documents
 
 
-def _cells(table: Table, row: Row, size: str, values: Values) -> Iterable[list[str]]:
+def _cells(row: Row, size: str, values: Values) -> Iterable[list[str]]:
     """One line per figure; none for a size that the row does not have."""
     if row.job(size) is None and not (size == "full" and row.missing):
         return
-    command = f"`python scripts/reproduce.py --table={table.name} --size={size} --rows={row.name}`"
     about, measured = f"**{row.name}**: {row.about}", values.rows.get(row.name, {})
     for pattern, figure in row.figures.items():
         names = fnmatch.filter(measured, pattern)
         ours = mean_text(measured[names[0]]) if names else f"not run, for want of: {row.missing}" if (
             size == "full" and row.missing) else "not run"
-        yield [about, figure.label, _paper(figure, size), ours, size, command]
-        about = command = ""
+        yield [about, figure.label, _paper(figure, size), ours, size]
+        about = ""
 
 
 def _paper(figure: Figure, size: str) -> str:

@@ -97,6 +97,60 @@ def test_posterior_of_ddpm():
     assert np.abs(c**2 / beta - 1).max() > 0.1  # the other choice of DDPM, beta itself, is another number
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.7, 1.0])
+def test_posterior_keeps_the_marginals_at_any_noise(process, eta):
+    """And its noise is eta times that of the posterior [Song, Meng & Ermon 2021, eq. 16]."""
+    s, t = ordered_times(process, 2)
+    coefficients = process.posterior(s, t, eta=eta)
+    check_marginals(process, coefficients, s, t)
+    np.testing.assert_allclose(coefficients[2], eta * process.posterior(s, t)[2], rtol=1e-13)
+    for index, value in enumerate(coefficients):
+        wrong = list(coefficients)
+        wrong[index] = value * (1 + 1e-6) + 1e-6 * (value == 0).all()
+        with pytest.raises(AssertionError):
+            check_marginals(process, wrong, s, t)
+
+
+def test_posterior_near_eta_one_is_the_posterior(process):
+    """The two branches of the code meet: eta just below 1 against eta = 1."""
+    s, t = ordered_times(process, 2)
+    for below, right in zip(process.posterior(s, t, eta=1 - 1e-13), process.posterior(s, t)):
+        close(below, right, scale=np.maximum(np.abs(right), 1.0), tolerance=1e-6)
+
+
+def test_posterior_without_noise_is_ddim(process):
+    """x_s = alpha_s x0_hat + sigma_s noise_hat, with noise_hat = (x_t - alpha_t x0_hat) / sigma_t; no noise."""
+    s, t = ordered_times(process, 2)
+    x_t, x0_hat = np.random.default_rng(1).normal(size=(2, len(t)))
+    a, b, c = process.posterior(s, t, eta=0.0)
+    noise_hat = (x_t - process.alpha(t) * x0_hat) / process.sigma(t)
+    expected = process.alpha(s) * x0_hat + process.sigma(s) * noise_hat
+    assert (c == 0).all()
+    close(a * x_t + b * x0_hat, expected, scale=1 + np.abs(noise_hat))
+    ancestral = process.posterior(s, t)
+    with pytest.raises(AssertionError):
+        close(ancestral[0] * x_t + ancestral[1] * x0_hat, expected, scale=1 + np.abs(noise_hat))
+
+
+@pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-4, 1e-5, 1e-6])
+def test_posterior_of_a_gap_keeps_its_digits_in_float32(process, gap):
+    """C of close times from the gap itself, against float64; from the two times alone it is lost (negative control)."""
+    gap = np.float32(gap)
+    s = np.linspace(process.time_min + 0.01, process.time_max - 0.12, 61).astype(np.float32)
+    wide = s.astype(np.float64)
+    expected = process.posterior(wide, wide + np.float64(gap))
+    single, gaps = jnp.asarray(s), jnp.full(s.shape, gap)
+    got = process.posterior(single, single + gaps, gap=gaps)
+    for value, right in zip(got, expected):
+        assert value.dtype == jnp.float32
+        close(np.asarray(value, np.float64), right, scale=np.maximum(1.0, np.abs(right)), tolerance=2e-6)
+    np.testing.assert_allclose(got[2], expected[2], rtol=5e-6)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-5)
+    if gap < 5e-6:
+        lost = process.posterior(single, single + gaps)[2]
+        assert np.abs(np.asarray(lost) / expected[2] - 1).max() > 1e-3
+
+
 def test_posterior_of_equal_times(process):
     t = np.linspace(process.time_min, process.time_max, 11)
     a, b, c = process.posterior(t, t)

@@ -108,6 +108,57 @@ def test_snr_is_that_of_the_kernel_and_decreases(schedule):
     assert (np.diff(schedule.logsnr(t)) < 0).all()
 
 
+# Relative error of `logsnr_gap` in float32. The cosine's angle comes so close to pi / 2 that its rounding shows.
+SINGLE = {"cosine": 1e-4, "cosine shifted": 1e-4}
+GAPS = (1e-1, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+def starts(schedule, gap):
+    """Times s, and the gap, that float32 holds exactly, with s + gap inside of the schedule."""
+    gap = np.float32(gap)
+    s = np.linspace(schedule.time_min, schedule.time_max, 101).astype(np.float32)
+    double = s.astype(np.float64)
+    return s[(double >= schedule.time_min) & (double + np.float64(gap) <= schedule.time_max)], gap
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_gap_of_logsnrs_is_their_difference(schedule, gap):
+    """In float64, where a difference of two log-SNRs still has digits; and on a traced array as on the host."""
+    s, gap = (np.asarray(value, np.float64) for value in starts(schedule, gap))
+    difference = schedule.logsnr(s) - schedule.logsnr(s + gap)
+    np.testing.assert_allclose(schedule.logsnr_gap(s, gap) * np.ones_like(s), difference, rtol=1e-9)
+    with jax.enable_x64(True):
+        traced = schedule.logsnr_gap(jnp.asarray(s), jnp.full(s.shape, gap))
+        np.testing.assert_allclose(traced, schedule.logsnr_gap(s, gap) * np.ones_like(s), rtol=1e-12)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("name", ALL)
+def test_gap_of_logsnrs_keeps_its_digits_in_float32(name, gap):
+    """At close times, where the difference of two log-SNRs in float32 has lost them (the negative control)."""
+    schedule = ALL[name]
+    s, gap = starts(schedule, gap)
+    wide, single = s.astype(np.float64), jnp.asarray(s)
+    right = schedule.logsnr(wide) - schedule.logsnr(wide + np.float64(gap))
+    got = np.asarray(schedule.logsnr_gap(single, jnp.full(s.shape, gap)))
+    assert got.dtype == np.float32
+    tolerance = SINGLE.get(name, 1e-6)
+    np.testing.assert_allclose(got, right, rtol=tolerance)
+    inside = wide + gap < schedule.time_max - 0.01
+    np.testing.assert_allclose(got[inside], right[inside], rtol=1e-5)
+    if gap < 5e-4:
+        naive = np.asarray(schedule.logsnr(single) - schedule.logsnr(single + gap))
+        assert np.abs(naive / right - 1).max() > 3 * tolerance
+
+
+def test_gap_of_logsnrs_of_the_tables_and_of_one_level():
+    """`Discrete` takes the difference; `Constant` has none."""
+    s, gap = np.linspace(0.01, 0.9, 50), np.float64(0.05)
+    difference = Discrete().logsnr(s) - Discrete().logsnr(s + gap)
+    np.testing.assert_allclose(Discrete().logsnr_gap(s, gap), difference, rtol=1e-12)
+    assert (Constant(level=0.3).logsnr_gap(s, gap) == 0).all()
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith(("vp", "cosine"))])
 def test_variance_preserving(name):
     t = times(ALL[name])

@@ -89,7 +89,7 @@ def script(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "arguments_of", fake)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(module, "DOCUMENT", tmp_path / "results.md")
+    monkeypatch.setattr(module, "DOCS", tmp_path)
     monkeypatch.setattr(module, "TABLES", {"small": SMALL})
     return module
 
@@ -153,7 +153,7 @@ def test_a_line_of_another_config_does_not_count(script, reproduce, tmp_path, mo
     monkeypatch.setattr(script, "TABLES", {"small": dataclasses.replace(SMALL, rows=rows)})
     assert "0 of 2" in reproduce("--list")[1]
     assert "2 run(s) of 1 row(s) are missing" in reproduce("--table=small", "--rows=fast")[2]
-    assert "100 * 0.2" not in (tmp_path / "results.md").read_text() and len(ledger_lines(tmp_path)) == 4
+    assert "100 * 0.2" not in (tmp_path / "results" / "small.md").read_text() and len(ledger_lines(tmp_path)) == 4
 
 
 def test_measurements(script, tmp_path):
@@ -201,17 +201,18 @@ def test_a_row_that_cannot_run_is_named_before_any_starts(script, reproduce, tmp
 def test_the_paper_stands_only_beside_its_own_size(reproduce, tmp_path):
     reproduce("--table=small", "--rows=slow,fast,both", "--seeds=2")
     assert reproduce("--table=small", "--size=full", "--rows=both", "--seeds=1")[0] == 0
-    text = (tmp_path / "results.md").read_text()
-    cells = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
-    rows = {(row[0].split("**")[1], row[4]): row[1:4] for row in cells if row[0].startswith("| **")}
+    text, claims = ((tmp_path / path).read_text() for path in ("results/small.md", "results.md"))
+    cells = [[cell.strip(" |") for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    rows = {(row[0].split("**")[1], row[4]): row[1:4] for row in cells if row[0].startswith("**")}
     # seeds 0, 1: 100 * rate + seed, whose standard deviation is sqrt(1/2)
     assert rows["slow", "small"] == ["distance", NOTHING, "1.5 ± 0.71 (n=2)"]
     assert rows["both", "small"] == ["distance", NOTHING, "3.5 ± 0.71 (n=2)"]
     assert rows["both", "full"] == ["distance", "not read (table 8)", "4 (n=1)"]
     assert rows["huge", "full"] == ["FID", "2.5 (table 9)", "not run, for want of: a cluster"]
     assert rows["bad", "small"] == ["distance", NOTHING, "not run"] and ("huge", "small") not in rows
-    assert text.index("## Claims") < text.index("## small: A small table") and "the paper's \\| row" in text
-    assert "| Slow is better. | small: table 9 | **holds** | slow 1.5 ± 0.71 (n=2), fast 20.5 ± 0.71 (n=2) |" in text
+    assert text.startswith("# small: A small table\n") and "the paper's \\| row" in text
+    assert "[A small table](results/small.md)" in claims
+    assert "| Slow is better. | small: table 9 | **holds** | slow 1.5 ± 0.71 (n=2), fast 20.5 ± 0.71 (n=2) |" in claims
 
 
 def test_claims(reproduce):
@@ -262,7 +263,8 @@ def test_the_document_is_what_the_ledger_gives():
         texts = [path.read_text() for path in files if path.exists()]
         lines[name] = [json.loads(line) for text in texts for line in text.splitlines()]
     message = "run python scripts/reproduce.py --document"
-    assert (ROOT / "docs" / "results.md").read_text() == render(TABLES, lines), message
+    for path, text in render(TABLES, lines).items():
+        assert (ROOT / "docs" / path).read_text() == text, message
 
 
 def test_names_are_unique_and_claims_speak_of_rows_that_run():
