@@ -276,7 +276,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: naming the field, its value and the valid choices.
     """
     # Imported here: listing and parsing configs must not wait for JAX.
-    from training import components, distilling
+    from training import components, distillation_checks
 
     for field in ("training.steps", "training.accumulation", "training.log_every", "training.checkpoint_every",
                   "training.keep", "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
@@ -285,8 +285,9 @@ def validate(config: ConfigDict) -> None:
     for field in ("training.sample_every", "data.shift", "data.pad_to", "data.image_size"):
         _require(_get(config, field) >= 0, field, _get(config, field), "must be at least 0")
     for field in ("training.evaluate_every", "training.evaluate_images"):
-        _require(_get(config, field) is None or _get(config, field) >= 1, field, _get(config, field),
-                 "must be at least 1, or None")
+        least = 2 if field.endswith("images") else 1  # a kernel distance needs two
+        _require(_get(config, field) is None or _get(config, field) >= least, field, _get(config, field),
+                 f"must be at least {least}, or None")
     _require(config.evaluation.checkpoint in (None, "newest", "best"), "evaluation.checkpoint",
              config.evaluation.checkpoint, "must be newest or best")
     _require(config.sigma_data > 0, "sigma_data", config.sigma_data, "must be positive")
@@ -305,7 +306,7 @@ def validate(config: ConfigDict) -> None:
     _require(guidance == 1 or dropout > 0, "sampler.guidance", guidance,
              "needs a network that was trained with objective.label_dropout > 0")
     components.check(config)
-    distilling.check(config)
+    distillation_checks.check(config)
 
 
 def _get(config: ConfigDict, field: str) -> Any:

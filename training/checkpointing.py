@@ -196,18 +196,23 @@ class Checkpoints:
 
         Raises RuntimeError where steps exist, but the newest is damaged. Nothing is renamed.
         """
-        step = self.latest_good_step()
-        if step is None:
+        folder = next(iter(self._candidates()), None)
+        if folder is None:
             return None
-        folder = self.directory / str(step)
         try:
             meta = read_meta(folder)
+            return self._verified(folder, meta, ocp.args.PyTreeRestore(restore_args=self._as_numpy(folder)))
+        except DamagedError as problem:
+            raise RuntimeError(f"checkpoint {folder.name} of {self.directory} cannot be used: {problem}") from problem
+
+    def _as_numpy(self, folder: Path) -> PyTree:
+        """orbax's arguments for reading every array of a step into numpy. Raises DamagedError."""
+        try:
             with _quiet_orbax():
                 tree = self._orbax.metadata(folder).item_metadata["state"].tree
-            arrays = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return self._verified(folder, meta, ocp.args.PyTreeRestore(restore_args=arrays))
-        except DamagedError as problem:
-            raise RuntimeError(f"checkpoint {step} of {self.directory} cannot be used: {problem}") from problem
+        except Exception as problem:  # as in `_verified`
+            raise DamagedError(f"step {folder.name} cannot be read ({first_line(problem)})") from problem
+        return jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
 
     def _verified(self, folder: Path, meta: dict, state: ocp.args.PyTreeRestore) -> Restored:
         """Reads one step and compares every byte with its manifest. Raises DamagedError."""

@@ -222,7 +222,8 @@ def make_ema(config: ConfigDict) -> EMA:
 def learning_rate(config: ConfigDict, update: Update | None = None) -> optax.Schedule:
     """config.optimizer -> learning rate as a function of the optimiser's own steps.
 
-    An update that runs several times a step, or not from the first, has the same rate at the same training step.
+    An update that runs several times a step has the rate of one that runs once; one that starts late goes through the
+    whole schedule in the steps that are left.
     """
     section, steps, repeats, start = config.optimizer, config.training.steps, 1, 0
     rate = section.learning_rate
@@ -233,6 +234,10 @@ def learning_rate(config: ConfigDict, update: Update | None = None) -> optax.Sch
     if start >= steps:
         raise ValueError(f"config.distillation.auxiliary_warmup = {start} must be less than config.training.steps = "
                          f"{steps}")
+    if start and section.warmup_steps >= steps - start:
+        raise ValueError(f"config.optimizer.warmup_steps = {section.warmup_steps} must be less than the "
+                         f"{steps - start} of config.training.steps = {steps} that are left after "
+                         f"config.distillation.auxiliary_warmup = {start}")
     return make_learning_rate(learning_rate=rate, schedule=section.schedule,
                               warmup_steps=section.warmup_steps * repeats, total_steps=(steps - start) * repeats)
 

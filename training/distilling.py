@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
@@ -25,7 +24,6 @@ from diffusion.networks import Apply
 from diffusion.random import stream_key
 from distillation import METHODS
 from distillation.base import PRECONDITIONER, TEACHER, Method, Parts
-from distillation.transitions import Transitions
 from scoring.base import Objective, score_update
 from training import components
 from training.exact_target import EXACT, ExactTarget, arrays_of
@@ -50,26 +48,23 @@ def make_student(
       FileNotFoundError, ValueError: for a teacher that is missing or does not fit.
     """
     section, frozen, facts, run = config.distillation, {}, None, None
+    scale = 1.0 if section.guidance is None else section.guidance
+    if scale != 1 and train.num_classes == 0:
+        raise ValueError(f"config.distillation.guidance = {scale} needs labelled data, and config.data.source = "
+                         f"'{config.data.source}' has no classes")
     network = partial(network_denoiser, config, apply, process)
-
-    def teacher(params: PyTree) -> Denoiser:
-        return network(params, None)
-
+    teacher = partial(network, key=None)
     if section.teacher == EXACT:
         target = ExactTarget(target=section.teacher_target)
         exact = target.denoiser(config, train, process)
+        teacher = partial(_with_arrays, exact)
         frozen = {TEACHER: arrays_of(exact)}
         facts = {"sha256": target.sha256(config, train), "step": 0, "workdir": EXACT}
-
-        def teacher(params: PyTree) -> Denoiser:
-            return dataclasses.replace(exact, **params)
-
     elif with_teacher:
-        run = load_teacher(config, params)
+        run = load_teacher(config, params, pipeline.image_shape)
         params, frozen, facts = run.params, {TEACHER: run.params}, run.facts
     if section.name == "instant_moment_matching" and run is not None:
         frozen[PRECONDITIONER] = preconditioner(config, run, network, pipeline, process)
-    scale = 1.0 if section.guidance is None else section.guidance
     guide = partial(classifier_free, process=process, scale=scale, num_classes=train.num_classes)
     updates = method.updates(Parts(network=network, teacher=teacher, guide=guide, process=process,
                                    objective=components.make_objective(config), num_classes=train.num_classes))
@@ -79,6 +74,11 @@ def make_student(
         "params": {role: jax.tree.map(np.array, params) for role in roles}, "frozen": frozen, "teacher": facts,
         "updates": updates, "optimizers": {update.role: components.optimizer(config, update) for update in updates},
     }  # fmt: skip
+
+
+def _with_arrays(exact: Any, arrays: dict[str, Array]) -> Denoiser:
+    """A denoiser in closed form with its arrays as arguments."""
+    return dataclasses.replace(exact, **arrays)
 
 
 def network_denoiser(
@@ -139,75 +139,3 @@ def make_method(config: ConfigDict) -> Method | None:
     has_sigma_data = "sigma_data" in inspect.signature(METHODS[section.name].__init__).parameters
     more = {"sigma_data": config.sigma_data} if has_sigma_data else {}
     return components.build("distillation", section, METHODS, **more)
-
-
-def check(config: ConfigDict) -> None:
-    """Checks config.distillation without its teacher, and warns of a sampler that is not the student's.
-
-    Raises:
-      ValueError: as `check`.
-    """
-    section, method = config.distillation, make_method(config)
-    if method is None:
-        given = [name for name, value in section.items() if value not in (None, "")]
-        if given:
-            raise ValueError(f"config.distillation.{given[0]} = {section[given[0]]} has no meaning without "
-                             f"config.distillation.name; choose from {', '.join(METHODS)}")
-        return
-    if not section.teacher:
-        raise ValueError("config.distillation.teacher is missing: the workdir of the teacher's run, or exact")
-    if section.guidance is not None and section.guidance < 0:
-        raise ValueError(f"config.distillation.guidance = {section.guidance} must be at least 0 (1: no guidance)")
-    instant = section.name == "instant_moment_matching"
-    if section.preconditioner is not None:
-        components.known("distillation.preconditioner", section.preconditioner, PRECONDITIONERS)
-    if section.preconditioner is not None and not instant:
-        raise ValueError(f"config.distillation.preconditioner = '{section.preconditioner}' has no meaning for "
-                         f"config.distillation.name = '{section.name}'")
-    if instant and section.teacher == EXACT:
-        raise ValueError("config.distillation.teacher = 'exact': instant moment matching moves the teacher's "
-                         "parameters, and a closed form has none")
-    if instant and section.centre_on_data and section.guidance not in (None, 1.0):
-        raise ValueError(f"config.distillation.centre_on_data = True with config.distillation.guidance = "
-                         f"{section.guidance}: centring would take out what guidance adds; choose one of them")
-    if section.teacher_target is not None and section.teacher != EXACT:
-        raise ValueError(f"config.distillation.teacher_target = '{section.teacher_target}' is for "
-                         f"config.distillation.teacher = '{EXACT}'")
-    if section.auxiliary_learning_rate is not None and not section.auxiliary_learning_rate > 0:
-        raise ValueError(f"config.distillation.auxiliary_learning_rate = {section.auxiliary_learning_rate} must be "
-                         "positive")
-    if isinstance(method, Transitions) and config.data.batch_size % 2:
-        raise ValueError(f"config.data.batch_size = {config.data.batch_size} must be even: the updates of "
-                         f"{section.name} see one half of it each")
-    with components.about("distillation", section):
-        _trace_method(config, method)
-    _warn_of_sampler(config, method)
-
-
-def _trace_method(config: ConfigDict, method: Method) -> None:
-    """Every loss on a network of one parameter, without computing anything."""
-    def network(params: PyTree, key: Key[Array, ""] | None) -> Any:
-        return lambda x_t, t, label: params["scale"] * x_t
-
-    parts = Parts(
-        network=network, teacher=lambda params: network(params, None), guide=lambda denoise: denoise,
-        process=components.make_process(config), objective=components.make_objective(config), num_classes=0,
-    )
-    params, key = {"scale": jnp.ones(())}, jax.random.key(0)
-    others = dict.fromkeys(("teacher", "generator", "auxiliary", "preconditioner"), params)
-    batch = {"image": jnp.zeros((2, 4, 4, 1))}
-    for update in method.updates(parts):
-        jax.eval_shape(lambda params, loss=update.loss: loss(params, others, batch, key), params)
-
-
-def _warn_of_sampler(config: ConfigDict, method: Method) -> None:
-    """A student is right for one sampler alone."""
-    wanted, given = method.sampler, components.sampler_settings(config)
-    names = {wanted["name"], *(("ddpm",) if wanted["name"] == "ancestral" else ())}
-    off = {name: value for name, value in wanted.items() if name != "name" and given.get(name) != value}
-    if given["name"] not in names or off:
-        text = ", ".join(f"config.sampler.{name} = {value}" for name, value in wanted.items())
-        logging.warning("This student of %s was made for %s; it is sampled with %s", config.distillation.name, text,
-                        {name: given.get(name) for name in wanted})
-
-

@@ -46,25 +46,31 @@ class ExactTarget:
         if self.target not in (None, *TARGETS):
             raise ValueError(f"target = '{self.target}' is not known; choose from {', '.join(TARGETS)}")
 
-    def check(self, config: ConfigDict, process: Process) -> None:
-        """Raises ValueError for data or a process without a closed form, as far as it is known without the data."""
-        source, given = config.data.source, config.network.target
+    def check(
+        self, config: ConfigDict, process: Process, *, name: str = "network.name", target: str = "network.target"
+    ) -> None:
+        """Raises ValueError for data or a process without a closed form, as far as it is known without the data.
+
+        Args:
+          name, target: the fields that ask for it.
+        """
+        source = config.data.source
         if _is_toy(source):
-            if given is not None:
-                raise ValueError(f"config.network.target = '{given}' is for images, and config.data.source = "
+            if self.target is not None:
+                raise ValueError(f"config.{target} = '{self.target}' is for images, and config.data.source = "
                                  f"'{source}' has a density of its own: leave it out")
             if exact_denoiser(source, process) is None:
-                raise ValueError(f"config.network.name = 'exact': nobody knows the denoiser of config.data.source = "
+                raise ValueError(f"config.{name} = 'exact': nobody knows the denoiser of config.data.source = "
                                  f"'{source}' under config.process.name = '{config.process.name}'. It is known of "
                                  "toy2d:checkerboard, rings, mixture, swiss_roll and three_modes under every process "
                                  "with a Gaussian kernel, and of toy2d:three_modes under double_well")
             return
         if not isinstance(process, GaussianProcess):
-            raise ValueError(f"config.network.name = 'exact' needs a process with a Gaussian kernel for images, and "
+            raise ValueError(f"config.{name} = 'exact' needs a process with a Gaussian kernel for images, and "
                              f"config.process.name = '{config.process.name}' has none")
-        for name in _AUGMENTATIONS:
-            if config.data[name]:
-                raise ValueError(f"config.data.{name} = {config.data[name]} does not go with config.network.name = "
+        for field in _AUGMENTATIONS:
+            if config.data[field]:
+                raise ValueError(f"config.data.{field} = {config.data[field]} does not go with config.{name} = "
                                  "'exact', whose closed form is of the images as they are")
 
     def denoiser(self, config: ConfigDict, train: Source, process: Process) -> Denoiser:

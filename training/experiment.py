@@ -131,9 +131,10 @@ def build_experiment(config: ConfigDict, *, with_teacher: bool = True) -> Experi
     process = components.make_process(config)
     model = _model(config, train, pipeline, process, with_teacher)
     frozen = model.pop("frozen", {})
+    sharding = state_sharding(mesh, jax.eval_shape(lambda tree: tree, frozen))
     return Experiment(
         config=config, train=train, test=test, pipeline=pipeline, process=process, ema=components.make_ema(config),
-        mesh=mesh, frozen=jax.device_put(frozen, state_sharding(mesh, frozen)), **model,
+        mesh=mesh, frozen=jax.device_put(frozen, sharding), **model,
     )
 
 

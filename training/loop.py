@@ -168,7 +168,8 @@ def _save(checkpoints: Checkpoints, step: int, state: TrainState, experiment: Ex
 
 def _data_item(experiment: Experiment, step: int) -> dict[str, Any]:
     """What a checkpoint holds besides the state: where the data stand, and the teacher of a student."""
-    data = {"position": step, "fingerprint": experiment.pipeline.fingerprint()}
+    data = {"position": step, "fingerprint": experiment.pipeline.fingerprint(),
+            "image_shape": list(experiment.image_shape)}  # fmt: skip
     return data | ({"teacher": experiment.teacher} if experiment.teacher else {})
 
 
@@ -184,7 +185,9 @@ class _Window:
     def __init__(self, experiment: Experiment, start: int):
         self._experiment, self._rows, self._start = experiment, [], start
         self._time = time.monotonic()
-        self._rate = components.learning_rate(experiment.config)
+        # Of the network that is sampled, which a method updates last.
+        self._update = experiment.updates[-1]
+        self._rate = components.learning_rate(experiment.config, self._update)
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         self._rows.append(metrics)
@@ -200,7 +203,7 @@ class _Window:
         seconds = time.monotonic() - self._time
         batch_size = self._experiment.config.data.batch_size
         means |= {
-            "learning_rate": float(self._rate(step - 1)),
+            "learning_rate": float(self._rate(max(step - 1 - self._update.start, 0))),
             "epoch": step * batch_size / len(self._experiment.train),
             "steps_per_second": (step - self._start) / seconds,
         }

@@ -7,12 +7,17 @@ them is not also judged by them.
 
   <workdir>/best/<step>/   the state with the smallest distance, a checkpoint like any other
   <workdir>/best.json      its step and distance
+
+A new best is written whole beside the old one before it takes its place: a run that was restarted may find it at an
+earlier step, or at the same step with other bits.
 """
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -30,7 +35,7 @@ from training.inference import sample_function
 from training.state import TrainState
 from training.workdir import write_json_atomic
 
-BEST = "best"
+BEST, NEW, OLD = "best", "best.new", "best.old"
 IMAGES = 500
 
 
@@ -45,6 +50,8 @@ class Monitor:
         self._features = make_features(config, config.evaluation.features[0], experiment.train, experiment.test,
                                        folder / "features")  # fmt: skip
         self._real = self._rows(all_images(experiment.test))
+        if (folder / OLD).exists() and not (folder / BEST).exists():  # killed between the two renames
+            (folder / OLD).rename(folder / BEST)
         self._best = _read_best(folder)
 
     def __call__(self, state: TrainState, step: int, data: dict) -> dict[str, float]:
@@ -66,9 +73,20 @@ class Monitor:
         logging.info("Step %d: kid %.4g of %d images, NFE %.4g", step, distance, self._count, nfe)
         if distance < self._best:  # False for NaN
             self._best = distance
-            Checkpoints(self._folder / BEST, keep=1).save(step, state, data=data, config=experiment.config.to_dict())
+            self._keep(step, state, data)
             write_json_atomic(self._folder / f"{BEST}.json", {"step": step, "kid": distance, "images": self._count})
         return {"evaluate/kid": distance, "evaluate/nfe": nfe}
+
+    def _keep(self, step: int, state: TrainState, data: dict) -> None:
+        best, new, old = (self._folder / name for name in (BEST, NEW, OLD))
+        shutil.rmtree(new, ignore_errors=True)
+        Checkpoints(new, keep=1).save(step, state, data=data, config=self._experiment.config.to_dict())
+        if jax.process_index() == 0:
+            shutil.rmtree(old, ignore_errors=True)
+            if best.exists():
+                best.rename(old)
+            new.rename(best)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
         return feature_rows(self._features, images).astype(np.float64)

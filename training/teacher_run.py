@@ -36,16 +36,19 @@ class TeacherRun:
     facts: dict[str, Any]
 
 
-def load_teacher(config: ConfigDict, like: PyTree) -> TeacherRun:
+def load_teacher(config: ConfigDict, like: PyTree, image_shape: tuple[int, ...]) -> TeacherRun:
     """The teacher that config.distillation names.
 
     Args:
       config: of the student.
       like: parameters of the student's network, whose shapes the teacher's must have.
+      image_shape: of the student, which not every network shows in its parameters.
 
     Raises:
       FileNotFoundError: there is no run, or no checkpoint yet.
-      ValueError: the run is of another process, prediction, network or image shape, or lacks the average.
+      ValueError: the run is of another process, prediction, network or image shape, or lacks the average, or what its
+        guidance needs.
+      RuntimeError: its newest checkpoint is damaged.
     """
     section = config.distillation
     folder = Path(section.teacher).expanduser()
@@ -55,12 +58,22 @@ def load_teacher(config: ConfigDict, like: PyTree) -> TeacherRun:
         raise FileNotFoundError(f"{field}: there is no run in this folder; train the teacher first, with main.py "
                                 "--mode=train --workdir=FOLDER")
     _check_settings(field, stored, config)
-    restored = Checkpoints(folder / CHECKPOINTS).read()
+    try:
+        restored = Checkpoints(folder / CHECKPOINTS).read()
+    except RuntimeError as problem:
+        raise RuntimeError(f"{field}: {problem}") from problem
     if restored is None:
         raise FileNotFoundError(f"{field}: this run has no checkpoint yet")
     role = GENERATOR if GENERATOR in restored.state["params"] else "score"
     params = _average(field, restored.state, role, stored, section.teacher_ema or 0)
     _check_shapes(field, params, like)
+    shape = restored.data.get("image_shape")
+    if shape is not None and tuple(shape) != image_shape:
+        raise ValueError(f"{field} is a network for other images: its shape is {tuple(shape)}, the student's "
+                         f"{image_shape}")
+    if section.guidance not in (None, 1.0) and role == "score" and not stored["objective"]["label_dropout"]:
+        raise ValueError(f"config.distillation.guidance = {section.guidance} needs a teacher that was trained with "
+                         f"objective.label_dropout > 0, which {field} was not")
     moment = _second_moment(restored.state["opt_state"][role], params, stored["optimizer"]["beta2"])
     facts = {"sha256": state_hash(params), "step": restored.step, "workdir": section.teacher}
     return TeacherRun(params, moment, facts)
@@ -110,6 +123,8 @@ def _second_moment(opt_state: Any, params: PyTree, beta2: float) -> PyTree | Non
     counts = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] == "count"}
     for path, count in counts.items():
         prefix = path.removesuffix("count") + "nu/"
+        if count == 0:  # it has not seen a gradient yet
+            continue
         found = [leaf for name, leaf in leaves.items() if name.startswith(prefix)]
         if found:
             correction = 1 - beta2 ** float(count)

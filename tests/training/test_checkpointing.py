@@ -157,6 +157,51 @@ def test_a_state_holds_arrays_only(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Reading without knowing the structure.
+
+
+def test_read_returns_every_byte_without_knowing_the_structure(directory):
+    """Paths, shapes, types and hashes of all leaves; dictionaries stay what they are."""
+    before = sorted(directory.rglob("*"))
+    read = Checkpoints(directory).read()
+    assert manifest.leaf_manifest(read.state) == manifest.leaf_manifest(make_state(15))
+    assert manifest.state_hash(read.state) == manifest.state_hash(make_state(15))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(read.state))
+    assert read.state["params"]["score"]["0.5"].keys() == {"scale"} and read.state["params"].keys() == {"score"}
+    assert (read.step, read.data, read.config) == (15, {"position": 120}, {"steps": 80})
+    assert sorted(directory.rglob("*")) == before
+
+
+
+@pytest.mark.parametrize("name", ["values", "data/metadata", "state/manifest.ocdbt"])
+def test_read_refuses_a_damaged_step_and_renames_nothing(directory, name):
+    """Nor does it take the step before."""
+    flip(value_file(directory / "15") if name == "values" else directory / "15" / name, 0.5)
+    before = sorted(directory.rglob("*"))
+    with pytest.raises(RuntimeError, match=r"checkpoint 15 of .* cannot be used: "):
+        Checkpoints(directory).read()
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_read_without_hashes_lets_a_flipped_byte_through(directory, monkeypatch):
+    """The negative control of the test above."""
+    flip(value_file(directory / "15"), 0.5)
+    monkeypatch.setattr(manifest, "differences", lambda *args, **kwargs: [])
+    assert manifest.state_hash(Checkpoints(directory).read().state) != manifest.state_hash(make_state(15))
+
+
+def test_read_refuses_a_newest_step_whose_meta_item_is_damaged(directory):
+    (directory / "15" / "meta" / "metadata").write_text("{")
+    with pytest.raises(RuntimeError, match="checkpoint 15"):
+        Checkpoints(directory).read()
+
+
+def test_there_may_be_nothing_to_read(tmp_path):
+    assert Checkpoints(tmp_path / "missing").read() is None
+    (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).read() is None and list(tmp_path.iterdir()) == [tmp_path / "5.orbax-checkpoint-tmp"]
+
+
 # Damage: F9, F10, F12, F16.
 
 

@@ -11,6 +11,7 @@ from diffusion.networks import NETWORKS
 from diffusion.prediction import PREDICTIONS
 from samplers import SAMPLERS
 from scoring import OBJECTIVES
+from scoring.base import Update
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
 from training import components
@@ -180,3 +181,61 @@ def test_components_are_plain_values():
     config = get_config()
     for component in (components.make_sampler(config), components.make_process(config), components.make_ema(config)):
         assert dataclasses.is_dataclass(component) and hash(component) is not None
+
+
+# --- clocks of the roles of a distillation ---------------------------------------------------------------------------
+
+STEPS = 40
+
+
+def rate_of(role, *, repeats=1, start=0, **fields):
+    """Training step, and which of its repeats -> learning rate of a role, whose optimiser counts its own steps."""
+    settings = {"training__steps": STEPS, "optimizer__learning_rate": 0.1, "optimizer__warmup_steps": 5} | fields
+    rate = components.learning_rate(config_with(**settings), Update(role, print, repeats=repeats, start=start))
+    return lambda step, repeat=0: float(rate((step - start) * repeats + repeat))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize("repeats", [2, 5])
+def test_a_role_that_runs_several_times_a_step_has_the_rate_of_one_that_runs_once(schedule, repeats):
+    """At the last repeat of each step of the ramp, and at the first of each step after it; in between it moves on."""
+    once = rate_of("generator", optimizer__schedule=schedule)
+    several = rate_of("auxiliary", repeats=repeats, optimizer__schedule=schedule)
+    for step in range(5):
+        assert several(step, repeats - 1) == pytest.approx(once(step), rel=1e-5)
+    for step in range(5, STEPS + 1):
+        assert several(step) == pytest.approx(once(step), rel=1e-4, abs=1e-8)
+    if schedule != "constant":  # the negative control: a clock of its own would be ahead
+        assert once(10 * repeats - 1) < 0.9 * several(10)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_role_that_starts_late_has_its_own_ramp_and_ends_with_the_others(schedule):
+    late, other = rate_of("generator", start=10, optimizer__schedule=schedule), rate_of("auxiliary", repeats=3)
+    assert [late(step) for step in range(10, 15)] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1], rel=1e-5)
+    assert late(STEPS - 1) > 0 and late(STEPS) == pytest.approx(0, abs=1e-8)
+    assert other(STEPS) == pytest.approx(0, abs=1e-8)
+
+
+def test_the_auxiliary_network_may_have_a_learning_rate_of_its_own():
+    fields = {"distillation__auxiliary_learning_rate": 0.4, "optimizer__schedule": "constant"}
+    assert rate_of("auxiliary", **fields)(20) == pytest.approx(0.4)
+    assert rate_of("generator", **fields)(20) == rate_of("auxiliary", optimizer__schedule="constant")(20)
+    assert rate_of("generator", **fields)(20) == pytest.approx(0.1)
+
+
+def test_the_optimiser_of_a_role_uses_its_rate_and_the_epsilon_of_the_config():
+    """The first change of Adam without a first moment: -rate g / (|g| + epsilon)."""
+    config = config_with(distillation__auxiliary_learning_rate=0.4, optimizer__warmup_steps=0, optimizer__beta1=0.0,
+                         optimizer__epsilon=0.5, optimizer__gradient_clip=0.0)  # fmt: skip
+    for role, rate in (("auxiliary", 0.4), ("generator", 1e-3)):
+        made = components.optimizer(config, Update(role, print))
+        changes, _ = made.update(jax.numpy.asarray([2.0]), made.init(jax.numpy.zeros(1)))
+        assert float(changes[0]) == pytest.approx(-rate * 2.0 / 2.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("start", [STEPS, STEPS + 3])
+def test_a_role_that_would_start_after_the_end_is_refused(start):
+    message = f"config.distillation.auxiliary_warmup = {start} must be less than config.training.steps = {STEPS}"
+    with pytest.raises(ValueError, match=message):
+        rate_of("generator", start=start)

@@ -62,6 +62,44 @@ def test_the_betas_are_those_of_the_two_moments():
     np.testing.assert_allclose(changes, [expected], rtol=1e-4)
 
 
+def run_by_hand(optimizer, gradients):
+    """All changes of a sequence of gradients, and the last state."""
+    params = {"w": jnp.ones(3), "b": jnp.ones(())}
+    state, changes = optimizer.init(params), []
+    for gradient in gradients:
+        change, state = optimizer.update(gradient, state, params)
+        changes.append(np.append(change["w"], change["b"]))
+    return np.array(changes), state
+
+
+def test_adam_without_a_first_moment_is_adam_and_keeps_none():
+    """Against optax.adam(b1=0), over steps with zeros, large and tiny numbers; its state is smaller by one copy."""
+    draw = np.random.default_rng(0)
+    gradients = [{"w": jnp.asarray(draw.normal(size=3) * [0, 1e3, 1e-7], jnp.float32), "b": jnp.float32(draw.normal())}
+                 for _ in range(6)]  # fmt: skip
+    schedule = optax.linear_schedule(0.1, 0.01, 6)
+    made, state = run_by_hand(make(beta1=0.0, beta2=0.8, learning_rate=schedule), gradients)
+    expected, with_both = run_by_hand(optax.adam(schedule, b1=0.0, b2=0.8), gradients)
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-12)
+    assert np.abs(made[:, 1:]).min() > 0 and (made[:, 0] == 0).all()
+    assert optax.tree.get(state, "mu") is None and optax.tree.get(state, "nu") is not None
+    assert optax.tree.get(with_both, "mu") is not None  # the negative control
+    other, _ = run_by_hand(make(beta1=0.5, beta2=0.8, learning_rate=schedule), gradients)
+    assert np.abs(other / np.where(made == 0, 1, made) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_epsilon_is_added_to_the_denominator(name, beta1):
+    """The first change is -rate g / (|g| + epsilon); left out it is 1e-8."""
+    gradient = np.array([0.3, -5.0])
+    made = first_change(make(name=name, beta1=beta1, epsilon=0.2), gradient)
+    np.testing.assert_allclose(made, -RATE * gradient / (np.abs(gradient) + 0.2), rtol=1e-5)
+    tiny = np.array([1e-8, -3e-8])
+    made = first_change(make(name=name, beta1=beta1), tiny)
+    np.testing.assert_allclose(made, -RATE * tiny / (np.abs(tiny) + 1e-8), rtol=1e-4)
+
+
 def test_adamw_decays_the_weights_and_not_the_gradient():
     np.testing.assert_allclose(first_change(make(name="adamw", weight_decay=0.1), [0.0, 0.0]),
                                [-RATE * 0.1 * 3, -RATE * 0.1 * 4], rtol=1e-5)  # fmt: skip
@@ -83,6 +121,8 @@ def test_gradients_are_clipped_by_their_norm(clip, scale):
         ({"name": "sgd"}, "config.optimizer.name = 'sgd' is not known; choose from adam, adamw"),
         ({"gradient_clip": -1.0}, "config.optimizer.gradient_clip = -1.0 must be positive, or 0"),
         ({"beta1": 1.0}, r"config.optimizer.beta1 = 1.0 must lie in \[0, 1\)"),
+        ({"epsilon": 0.0}, "config.optimizer.epsilon = 0.0 must be positive"),
+        ({"epsilon": float("nan")}, "config.optimizer.epsilon = nan must be positive"),
         ({"beta2": -0.1}, r"config.optimizer.beta2 = -0.1 must lie in \[0, 1\)"),
         ({"weight_decay": 0.1}, "config.optimizer.weight_decay = 0.1 has no effect with adam; choose adamw or 0"),
     ],

@@ -324,6 +324,57 @@ def test_a_role_with_one_bad_repeat_keeps_its_average():
     assert not equal(new.params, state.params) and equal(new.ema, state.ema)
 
 
+# --- updates that start late -----------------------------------------------------------------------------------------
+
+
+def counting_loss(calls):
+    """`linear_loss`, which leaves a mark each time that it is computed."""
+    def loss(params, others, batch, key):
+        value, metrics = linear_loss(params, others, batch, key)
+        jax.debug.callback(lambda x: calls.append(float(x)), value)
+        return value, metrics
+
+    return loss
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_before_its_start_an_update_moves_nothing_reports_nothing_and_costs_nothing(accumulation):
+    """Parameters and optimiser to the bit; the loss is not computed, which a callback in the compiled step shows."""
+    start, calls = 3, []
+    updates = (Update("auxiliary", noisy_loss), Update("generator", counting_loss(calls), start=start))
+    state, step = setup(updates, optax.adam(0.1), roles=("auxiliary", "generator"), accumulation=accumulation)
+    first = state
+    for number in range(start):
+        state, metrics = step(state, {}, make_batch(number))
+        jax.effects_barrier()
+        assert equal(state.params["generator"], first.params["generator"])
+        assert equal(state.opt_state["generator"], first.opt_state["generator"])
+        assert not equal(state.params["auxiliary"], first.params["auxiliary"])
+        own = {name: float(value) for name, value in metrics.items() if name.startswith("generator/")}
+        assert own == dict.fromkeys(("generator/loss", "generator/residual", "generator/gradient_norm"), 0.0)
+        assert calls == [] and metrics["auxiliary/loss"] > 0 and int(metrics["skipped_updates"]) == 0
+    for number in range(start, start + 2):  # the negative control
+        before, calls[:] = state, []
+        state, metrics = step(state, {}, make_batch(number))
+        jax.effects_barrier()
+        assert len(calls) == accumulation and metrics["generator/loss"] > 0
+        assert not equal(state.params["generator"], before.params["generator"])
+    assert int(state.opt_state["generator"][0].count) == 2 and int(state.opt_state["auxiliary"][0].count) == start + 2
+
+
+def test_an_update_that_starts_late_does_from_then_on_what_one_from_the_first_step_does():
+    """Its key is that of the training step, and its optimiser begins with its own first step."""
+    late, step = setup((Update("score", noisy_loss, start=2),), optax.adam(0.1))
+    for number in range(4):
+        late, _ = step(late, {}, make_batch(number))
+    early, step = setup((Update("score", noisy_loss),), optax.adam(0.1))
+    early = dataclasses.replace(early, step=jnp.asarray(2, jnp.int32))
+    for number in (2, 3):
+        early, _ = step(early, {}, make_batch(number))
+    assert_close(late.params, early.params)
+    assert_close(late.opt_state, early.opt_state)
+
+
 # --- the compiled step -----------------------------------------------------------------------------------------------
 
 
