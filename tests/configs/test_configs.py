@@ -17,6 +17,7 @@ from samplers import SAMPLERS
 from scoring import OBJECTIVES
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
+from training.exact_target import EXACT, ExactTarget
 
 ROOT = Path(base.__file__).parents[1]
 PRESETS = all_presets()
@@ -24,7 +25,7 @@ PRESETS = all_presets()
 # Sections whose fields become arguments of the class that the section names.
 COMPONENTS = {
     "process": SCHEDULES | PROCESSES,
-    "network": NETWORKS,
+    "network": NETWORKS | {EXACT: ExactTarget},
     "sampler": SAMPLERS,
     "objective": OBJECTIVES,
     "objective.weighting": WEIGHTINGS,

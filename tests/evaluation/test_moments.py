@@ -146,8 +146,8 @@ def test_sums_that_move_to_another_number_of_devices(devices, virtual_devices, b
     """Stored halfway on four devices, gone on with on others; on four, to the bit as if nothing had happened."""
     moved, unmoved = virtual_devices[0][f"moved-{devices}"], virtual_devices[0]["long-4"]
     assert moved.count == SIZES["long"][0] and max(errors(moved, by_numpy["long"][0])) < 1e-6
-    assert np.array_equal(moved.covariance, unmoved.covariance) == np.array_equal(moved.mean, unmoved.mean)
-    assert np.array_equal(moved.mean, unmoved.mean) == (devices == 4)
+    assert np.array_equal(moved.covariance, unmoved.covariance) == (devices == 4)
+    assert np.array_equal(moved.mean, unmoved.mean) or devices != 4
 
 
 def test_a_step_does_not_communicate_and_is_compiled_once(virtual_devices):

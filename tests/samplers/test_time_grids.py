@@ -58,14 +58,18 @@ def test_uniform_is_evenly_spaced(process):
 @pytest.mark.parametrize("name", TIME_GRIDS)
 @pytest.mark.parametrize("steps", [1, 2, 50])
 def test_every_grid_goes_from_noise_to_data(process, name, steps):
-    """Decreasing from time_max to time_min within the interval, then the clean end alpha = 1, sigma = 0."""
+    """Decreasing from time_max to time_min within the interval, then the clean end alpha = 1, sigma = 0.
+
+    The grid of students has as long an interval before its clean end as between its times.
+    """
     grid = make_grid(process, name, steps)
     assert grid.t.shape == (steps,) and grid.alpha.shape == grid.sigma.shape == (steps + 1,)
     assert grid.t.dtype == grid.alpha.dtype == np.float64
     assert ((grid.t >= process.time_min) & (grid.t <= process.time_max)).all() and (np.diff(grid.t) < 0).all()
     np.testing.assert_allclose(grid.t[0], process.time_max, atol=1e-10)
     if steps > 1:
-        np.testing.assert_allclose(grid.t[-1], process.time_min, atol=1e-10)
+        last = (process.time_max - process.time_min) / steps if name == "trailing" else 0.0
+        np.testing.assert_allclose(grid.t[-1], process.time_min + last, atol=1e-10)
     assert grid.alpha[-1] == 1 and grid.sigma[-1] == 0
     np.testing.assert_array_equal(grid.alpha[:-1], process.alpha(grid.t))
     np.testing.assert_array_equal(grid.sigma[:-1], process.sigma(grid.t))

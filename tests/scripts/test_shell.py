@@ -113,13 +113,16 @@ def test_packages_are_installed_once_and_again_when_the_list_changes(installed):
 def test_quickstart_trains_evaluates_and_shows_commands_that_are_valid(installed):
     _, calls = installed
     commands = [call.split()[1:] for call in calls("quickstart", "--config.training.steps=1000") if "pip" not in call]
-    assert commands[-2:] == [[f"scripts/{name}.py", "runs/digits_dsm"] for name in ("results_table", "report")]
+    runs = ["runs/digits_dsm", "runs/digits_sim"]
+    assert commands[-2:] == [[f"scripts/{name}.py", *runs] for name in ("results_table", "report")]
     assert [word for command in commands[:-2] for word in command if word.startswith("--mode=")] == [
-        "--mode=train", *["--mode=evaluate"] * (len(commands) - 3)]  # fmt: skip
-    for command in commands[:-2]:
+        "--mode=train", *["--mode=evaluate"] * (len(commands) - 4), "--mode=train_and_evaluate"]  # fmt: skip
+    for number, command in enumerate(commands[:-2]):
         assert command[0] == "main.py"
         flags = dict(word.removeprefix("--").split("=", 1) for word in command[1:])
-        assert flags.pop("mode") in main.MODES and flags.pop("workdir") == "runs/digits_dsm"
+        student = number == len(commands) - 3
+        assert flags.pop("mode") in main.MODES and flags.pop("workdir") == runs[student]
+        assert flags.get("config.distillation.teacher", runs[0]) == runs[0]
         config = all_presets()[flags.pop("config")].make()
         for name, value in flags.items():
             section, field = name.split(".")[1:]
