@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from configs import students
 from configs.base import Preset, choose
 from configs.base import get_config as base_config
 
@@ -67,29 +68,12 @@ def lcss_phi4() -> ConfigDict:
 
 # --- Students of the run that configs/digits.py:dsm makes -------------------------------------------------------------
 
-
-def _student(name: str) -> ConfigDict:
-    c = dsm()
-    c.distillation.name = name
-    c.distillation.teacher = "runs/digits_dsm"
-    c.network.dropout = 0.0
-    c.optimizer.beta1 = 0.0
-    c.optimizer.learning_rate = 3e-4
-    c.optimizer.warmup_steps = 200
-    c.ema.half_lives = (10_000,)
-    c.training.steps = 3000
-    c.training.checkpoint_every = 500
-    return c
+TEACHER = "runs/digits_dsm"
 
 
 def sim() -> ConfigDict:
     """One step, without data. Pseudo-Huber distance; no options of the papers' relatives."""
-    c = _student("score_implicit_matching")
-    c.optimizer.beta2 = 0.999
-    c.distillation.auxiliary_warmup = 200
-    c.sampler.name = "one_step"
-    c.sampler.steps = None
-    return c
+    return students.one_step(dsm(), TEACHER)
 
 
 def sid() -> ConfigDict:
@@ -116,42 +100,21 @@ def dmd() -> ConfigDict:
     return c
 
 
-def _few_steps(name: str, k: int = 8) -> ConfigDict:
-    c = _student(name)
-    c.distillation.num_steps = k
-    c.sampler.name = "ancestral" if name.endswith("moment_matching") else "ddim"
-    c.sampler.steps = k
-    c.sampler.grid = "trailing"
-    return c
-
-
 def moment_matching() -> ConfigDict:
-    """Without the weight of the paper, whose attention is on noise far below what can be seen in these images."""
-    c = _few_steps("moment_matching")
-    c.distillation.weight = "flat"
-    c.sampler.zero_terminal_snr = True
-    c.data.batch_size = 256  # half for each of the two updates, or for each of the two estimates of the instant form
-    c.optimizer.learning_rate = 1e-3
-    c.training.steps = 6000
-    c.training.checkpoint_every = 1000
-    return c
+    return students.moment_matching(dsm(), TEACHER)
 
 
 def instant_moment_matching() -> ConfigDict:
-    """At the higher rate of the alternating form it is not stable."""
-    c = moment_matching()
-    c.distillation.name = "instant_moment_matching"
-    c.optimizer.learning_rate = 3e-4
-    return c
+    return students.instant_moment_matching(dsm(), TEACHER)
 
 
 def progressive_distillation() -> ConfigDict:
     """One stage: 8 steps from 16. For fewer, take a student as the teacher of the next."""
-    return _few_steps("progressive_distillation")
+    return students.few_steps(dsm(), "progressive_distillation", TEACHER)
 
 
 def consistency_distillation() -> ConfigDict:
-    return _few_steps("consistency_distillation")
+    return students.few_steps(dsm(), "consistency_distillation", TEACHER)
 
 
 _AFTER = "a few minutes on 2 CPU cores, after dsm"

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from configs import students
 from configs.base import Preset, choose
 from configs.base import get_config as base_config
 
@@ -108,46 +109,19 @@ def cifar10() -> ConfigDict:
 # --- Students ---------------------------------------------------------------------------------------------------------
 
 
-def _mnist_student(name: str) -> ConfigDict:
-    """Of the run that mnist5k_mlp makes."""
-    c = mnist5k_mlp()
-    c.distillation.name = name
-    c.distillation.teacher = "runs/mnist5k_mlp"
-    c.network.dropout = 0.0
-    c.optimizer.beta1 = 0.0
-    c.optimizer.learning_rate = 2e-4
-    c.optimizer.warmup_steps = 200
-    c.ema.half_lives = (10_000,)
-    c.training.steps = 3000
-    return c
+MNIST_TEACHER = "runs/mnist5k_mlp"
 
 
 def mnist5k_sim() -> ConfigDict:
-    c = _mnist_student("score_implicit_matching")
-    c.optimizer.beta2 = 0.999
-    c.distillation.auxiliary_warmup = 200
-    c.sampler.name = "one_step"
-    c.sampler.steps = None
-    return c
-
-
-def _mnist_moment_matching(name: str) -> ConfigDict:
-    c = _mnist_student(name)
-    c.distillation.num_steps = 8
-    c.data.batch_size = 256  # of which each of the two batches that an update needs is one half
-    c.sampler.name = "ancestral"
-    c.sampler.steps = 8
-    c.sampler.grid = "trailing"
-    c.sampler.zero_terminal_snr = True
-    return c
+    return students.one_step(mnist5k_mlp(), MNIST_TEACHER)
 
 
 def mnist5k_moment_matching() -> ConfigDict:
-    return _mnist_moment_matching("moment_matching")
+    return students.moment_matching(mnist5k_mlp(), MNIST_TEACHER)
 
 
 def mnist5k_instant_moment_matching() -> ConfigDict:
-    return _mnist_moment_matching("instant_moment_matching")
+    return students.instant_moment_matching(mnist5k_mlp(), MNIST_TEACHER)
 
 
 def cifar10_sim() -> ConfigDict:
