@@ -117,7 +117,7 @@ def consistency_distillation() -> ConfigDict:
     return students.few_steps(dsm(), "consistency_distillation", TEACHER)
 
 
-_AFTER = "a few minutes on 2 CPU cores, after dsm"
+_AFTER = "2 to 5 minutes on 2 CPU cores, after dsm"
 CONFIGS = {
     "dsm": Preset(dsm, "denoising score matching, class-conditional MLP", "3 minutes on 2 CPU cores"),
     "lcss": Preset(lcss, "the same by LCSS as its paper prints it: the same model, another curve",
