@@ -161,7 +161,7 @@ def _distillation() -> ConfigDict:
     c.kernel_eta = placeholder(float)  # *moment_matching: noise of the student's sampler, 1 ancestral ... 0 DDIM
     c.conditional_kernel = placeholder(bool)  # *moment_matching: False re-noises instead, for comparison
     c.zero_terminal_snr = placeholder(bool)  # *moment_matching: the sampler begins with noise alone
-    c.clip_teacher = placeholder(bool)  # *moment_matching: the teacher's values to [-1, 1]
+    c.clip_teacher = placeholder(bool)  # *moment_matching: the teacher's values to [-1, 1]; None: of images
     c.auxiliary_teacher_weight = placeholder(float)  # moment_matching
     c.centre_on_data = placeholder(bool)  # instant_moment_matching: minus the same gradient on real data
     c.preconditioner = placeholder(str)  # instant_moment_matching: adam_state (of the teacher's run), fresh, identity
@@ -276,7 +276,7 @@ def validate(config: ConfigDict) -> None:
       ValueError: naming the field, its value and the valid choices.
     """
     # Imported here: listing and parsing configs must not wait for JAX.
-    from training import components, distillation_checks
+    from training import components, student_checks
 
     for field in ("training.steps", "training.accumulation", "training.log_every", "training.checkpoint_every",
                   "training.keep", "training.max_skipped_in_a_row", "data.batch_size", "evaluation.num_samples",
@@ -306,7 +306,7 @@ def validate(config: ConfigDict) -> None:
     _require(guidance == 1 or dropout > 0, "sampler.guidance", guidance,
              "needs a network that was trained with objective.label_dropout > 0")
     components.check(config)
-    distillation_checks.check(config)
+    student_checks.check(config)
 
 
 def _get(config: ConfigDict, field: str) -> Any:

@@ -4,7 +4,6 @@ A **method** is a frozen dataclass: its options, and
 
     updates(parts) -> tuple of Update      what is trained, in which order (`scoring/base.py`)
     sampler -> {"name": ..., "steps": ...} how the student has to be sampled
-    data_free                              whether only labels and sizes are taken from a batch
 
 over the roles "generator" (the student, which is sampled) and "auxiliary" (follows the student's own distribution), and
 the frozen networks "teacher" and, for the instant moment matching, "preconditioner". Both roles begin as copies of the

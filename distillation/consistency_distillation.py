@@ -42,8 +42,6 @@ class ConsistencyDistillation:
     teacher_steps: int = 64
     sigma_data: float = 0.5
 
-    data_free = False
-
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps} must be at least 1")

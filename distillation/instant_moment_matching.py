@@ -38,7 +38,7 @@ class InstantMomentMatching(Transitions):
     """Equations 1 to 5.
 
     Attributes:
-      clip_teacher: keep the teacher's values in [-1, 1].
+      clip_teacher: keep the teacher's values in [-1, 1], the range of images.
       centre_on_data: equation 5.
     """
 

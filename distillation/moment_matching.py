@@ -33,7 +33,7 @@ class MomentMatching(Transitions):
     """Equations 1 and 2.
 
     Attributes:
-      clip_teacher: keep the teacher's values in [-1, 1].
+      clip_teacher: keep the teacher's values in [-1, 1], the range of images.
       auxiliary_teacher_weight: q; how much of the auxiliary network's attention the teacher has.
 
     Raises:

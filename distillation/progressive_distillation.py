@@ -28,8 +28,6 @@ class ProgressiveDistillation:
 
     num_steps: int = 8
 
-    data_free = False
-
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps} must be at least 1")

@@ -104,8 +104,6 @@ class ScoreImplicitMatching:
     auxiliary_warmup: int = 100
     time_upper: float = 0.8
 
-    data_free = True
-
     def __post_init__(self) -> None:
         for name, choices in (("distance", DISTANCES), ("normalizer", NORMALIZERS)):
             value = getattr(self, name)

@@ -20,7 +20,8 @@ def teacher_value(denoise: Denoiser, guide: Callable[[Denoiser], Denoiser], *, c
 
     Args:
       denoise: the plain teacher.
-      guide: gives it guidance; a function that returns its argument for none.
+      guide: gives a denoiser guidance: calls it with the label that it is given, and with another; returns its argument
+        for none.
       clip: to [-1, 1].
     """
     guided = guide(denoise)
@@ -31,8 +32,12 @@ def teacher_value(denoise: Denoiser, guide: Callable[[Denoiser], Denoiser], *, c
         x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None
     ) -> Float[Array, "batch *shape"]:
         plain = denoise(x_t, t, label)
-        # Guidance calls the plain teacher itself, at the same point: compiled, it is the same call.
-        v = plain if guided is denoise else guided(x_t, t, label)
+
+        def known(x: Array, t: Array, other: Array | None) -> Array:
+            """The plain teacher, without a second call for what it has said already."""
+            return plain if other is label else denoise(x, t, other)
+
+        v = plain if guided is denoise else guide(known)(x_t, t, label)
         v = jnp.clip(v, -1.0, 1.0) if clip else v
         return plain + jax.lax.stop_gradient(v - plain)
 

@@ -68,8 +68,6 @@ class Transitions:
     conditional_kernel: bool = True
     zero_terminal_snr: bool = True
 
-    data_free = False
-
     def __post_init__(self) -> None:
         for name, choices in (("pairs", PAIRS), ("weight", WEIGHTS)):
             value = getattr(self, name)

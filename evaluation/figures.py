@@ -75,7 +75,7 @@ def new_figure(width: float, height: float):
 
 def save_figure(path: str | Path, figure) -> None:
     """Writes a figure as a PNG, whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"optimize": True}))
 
 
 def _place(figure, picture: np.ndarray, left: float, top: float, width: float, height: float) -> None:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion.base import Denoiser, Process, require_kernel
+from diffusion.base import Denoiser, Process, network_calls, require_kernel
 from diffusion.random import image_noise
-from samplers.base import Samples, run_scan, scan_tables
+from samplers.base import Samples
 
 ROUNDING = 1e-9  # relative; the ends of a process are levels that it reaches
 
@@ -63,10 +63,7 @@ class OneStep:
         shape: tuple[int, ...],
         keep_steps: bool = False,
     ) -> Samples:
-        t = time_of_level(process, self.level)
-        x = float(process.sigma(np.float64(t))) * image_noise(keys, 0, shape)
-
-        def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> tuple:
-            return x0_hat, extra
-
-        return run_scan(update, denoise, x, None, scan_tables(t=np.array([t])), label, keep_steps=keep_steps)
+        x0 = one_step(denoise, process, self.level, image_noise(keys, 0, shape), label)
+        t = jnp.full(len(x0), time_of_level(process, self.level))
+        steps = (x0[None], t[:1]) if keep_steps else (None, None)
+        return Samples(x0, network_calls(denoise, t, label), *steps)

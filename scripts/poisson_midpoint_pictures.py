@@ -79,7 +79,7 @@ def finish(axes: Any, title: str, x: str, y: str, ticks: Sequence[float]) -> Non
 
 def draw_quality(values: Values, path: Path, targets: dict[str, str], floor: float, learnt: bool) -> None:
     """One panel per target, one line per sampler, over the mean of `floor`."""
-    figure = new_figure(4.6 * len(targets) + 2.2, 4.0)
+    figure = new_figure(3.7 * len(targets) + 2.2, 3.4)
     panels = figure.subplots(1, len(targets), squeeze=False)[0]
     for axes, (target, title) in zip(panels, targets.items()):
         unit = values.get(*((target, "fd_data") if learnt else (f"{target}_draws", "sliced_wasserstein"))).mean()

@@ -26,7 +26,7 @@ from distillation import METHODS
 from distillation.base import PRECONDITIONER, TEACHER, Method, Parts
 from scoring.base import Objective, score_update
 from training import components
-from training.exact_target import EXACT, ExactTarget, arrays_of
+from training.exact_target import EXACT, ExactTarget, arrays_of, is_toy
 from training.teacher_run import TeacherRun, load_teacher
 
 PRECONDITIONERS = ("adam_state", "fresh", "identity")
@@ -136,6 +136,9 @@ def make_method(config: ConfigDict) -> Method | None:
     if not section.name:
         return None
     components.known("distillation.name", section.name, METHODS)
-    has_sigma_data = "sigma_data" in inspect.signature(METHODS[section.name].__init__).parameters
-    more = {"sigma_data": config.sigma_data} if has_sigma_data else {}
-    return components.build("distillation", section, METHODS, **more)
+    # What a method is told of the data, if it wants to know: their deviation, and that points have no range to clip to.
+    told = {"sigma_data": config.sigma_data}
+    if is_toy(config.data.source) and section.clip_teacher is None:
+        told["clip_teacher"] = False
+    wanted = inspect.signature(METHODS[section.name].__init__).parameters
+    return components.build("distillation", section, METHODS, **{k: v for k, v in told.items() if k in wanted})

@@ -55,7 +55,7 @@ class ExactTarget:
           name, target: the fields that ask for it.
         """
         source = config.data.source
-        if _is_toy(source):
+        if is_toy(source):
             if self.target is not None:
                 raise ValueError(f"config.{target} = '{self.target}' is for images, and config.data.source = "
                                  f"'{source}' has a density of its own: leave it out")
@@ -79,7 +79,7 @@ class ExactTarget:
         Raises:
           ValueError: if it would take more than 2 GB.
         """
-        if _is_toy(config.data.source):
+        if is_toy(config.data.source):
             return exact_denoiser(config.data.source, process)
         self._check_size(config, train)
         examples = gather(train, np.arange(len(train)))
@@ -103,7 +103,7 @@ class ExactTarget:
 
     def sha256(self, config: ConfigDict, train: Source) -> str:
         """Of all that the closed form depends on, besides the code."""
-        target = None if _is_toy(config.data.source) else self.target or TARGETS[0]
+        target = None if is_toy(config.data.source) else self.target or TARGETS[0]
         return json_hash({"target": target, "data": train.provenance, "process": config.process.to_dict()})
 
 
@@ -113,5 +113,6 @@ def arrays_of(denoise: Any) -> dict[str, jax.Array]:
     return {name: value for name, value in values.items() if isinstance(value, jax.Array)}
 
 
-def _is_toy(source: str) -> bool:
+def is_toy(source: str) -> bool:
+    """Whether config.data.source names points in the plane, not images."""
     return source.partition(":")[0] == "toy2d"

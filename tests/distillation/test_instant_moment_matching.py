@@ -347,3 +347,16 @@ def test_pairs_of_the_data(oracle):
     assert abs(noise.mean()) < 4 / 200 and abs(noise.std() - 1) < 4 / np.sqrt(80_000)
     other, _, _ = method.draw_times(process, jax.random.key(7), 40_000)
     np.testing.assert_allclose(np.sort(s)[::400], np.sort(other)[::400], atol=0.02)
+
+
+def test_guidance_does_not_call_the_plain_teacher_twice(networks):
+    """Two calls at a point: with the label and without one."""
+    _, parts, batch, _, teacher, _ = networks
+    asked, plain = [], perceptron(teacher)
+
+    def denoise(x, t, label):
+        asked.append(label)
+        return plain(x, t, label)
+
+    teacher_value(denoise, parts.guide, clip=True)(batch["image"], jnp.full(64, 0.5), batch["label"])
+    assert len(asked) == 2 and asked[0] is batch["label"] and asked[1] is not batch["label"]

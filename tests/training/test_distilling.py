@@ -81,6 +81,8 @@ def pipeline(tiny_config):
          ["config.distillation.preconditioner = 'magic' is not known", "adam_state, fresh, identity"]),
         (MOMENTS, {"preconditioner": "fresh"},
          ["config.distillation.preconditioner = 'fresh' has no meaning for config.distillation.name = 'moment_match"]),
+        (MOMENTS, TOY | {"clip_teacher": True},
+         ["config.distillation.clip_teacher = True is for images", "toy2d:mixture"]),
         (SIM, {"guidance": -1.0}, ["config.distillation.guidance = -1.0 must be at least 0 (1: no guidance)"]),
         (SIM, {"teacher_target": "gaussians"},
          ["config.distillation.teacher_target = 'gaussians' is for config.distillation.teacher = 'exact'"]),
@@ -115,6 +117,13 @@ def test_what_is_next_to_it_is_allowed(student, name, changes):
 
 def test_without_a_name_there_is_no_method(tiny_config):
     assert distilling.make_method(tiny_config()) is None
+
+
+@pytest.mark.parametrize("name", [MOMENTS, INSTANT])
+def test_the_teachers_values_are_clipped_for_images_alone(student, name):
+    """Points may lie anywhere: those of toy2d:three_modes reach 1.7."""
+    points = student(name, TOY | {"data.source": "toy2d:three_modes"})
+    assert distilling.make_method(student(name)).clip_teacher and not distilling.make_method(points).clip_teacher
 
 
 def test_options_arrive(student):

@@ -14,7 +14,7 @@ from distillation.transitions import Transitions
 from scoring.base import Update
 from training import components
 from training.distilling import PRECONDITIONERS, make_method
-from training.exact_target import EXACT, ExactTarget
+from training.exact_target import EXACT, ExactTarget, is_toy
 
 
 def check(config: ConfigDict) -> None:
@@ -31,6 +31,9 @@ def check(config: ConfigDict) -> None:
                              f"config.distillation.name; choose from {', '.join(METHODS)}")
         return
     _check_teacher(config)
+    if section.clip_teacher and is_toy(config.data.source):
+        raise ValueError(f"config.distillation.clip_teacher = True is for images, whose range is [-1, 1], and "
+                         f"config.data.source = '{config.data.source}' has points: leave it out")
     if section.name == "instant_moment_matching":
         _check_instant(section)
     elif section.preconditioner is not None:
