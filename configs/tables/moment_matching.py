@@ -18,18 +18,18 @@ _METHODS = {
     "instant": ("moment matching, instant", "configs/digits.py:instant_moment_matching"),
     "consistency": ("multistep consistency distillation", "configs/digits.py:consistency_distillation"),
 }
-# Row of eight steps: about, overrides; one seed each.
-_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+# Row of eight steps: about, overrides, seeds.
+_VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "alternating_k8_renoise": ("images noised afresh in training, not by the sampler's kernel",
-                               {"distillation.conditional_kernel": False}),
-    "alternating_k8_grid": ("trained at the sampler's own times", {"distillation.pairs": "grid"}),
+                               {"distillation.conditional_kernel": False}, 1),
+    "alternating_k8_grid": ("trained at the sampler's own times", {"distillation.pairs": "grid"}, 1),
     "alternating_k8_ddim": ("trained and sampled with DDIM in place of ancestral steps",
                             {"distillation.kernel_eta": 0.0, "sampler.name": "ddim",
-                             "sampler.zero_terminal_snr": None}),
+                             "sampler.zero_terminal_snr": None}, 3),
     "alternating_k8_q0": ("auxiliary network without the teacher's term",
-                          {"distillation.auxiliary_teacher_weight": 0.0}),
-    "instant_k8_identity": ("no preconditioner", {"distillation.preconditioner": "identity"}),
-    "instant_k8_fresh": ("preconditioner of fresh gradients", {"distillation.preconditioner": "fresh"}),
+                          {"distillation.auxiliary_teacher_weight": 0.0}, 1),
+    "instant_k8_identity": ("no preconditioner", {"distillation.preconditioner": "identity"}, 1),
+    "instant_k8_fresh": ("preconditioner of fresh gradients", {"distillation.preconditioner": "fresh"}, 1),
 }  # fmt: skip
 
 
@@ -46,9 +46,10 @@ def _rows() -> list[Row]:
         "digits_progressive", "8x8 digits, progressive distillation, 16 steps of DDIM halved again and again",
         "configs/digits.py:progressive_distillation",
         stages=[(str(k), steps(k)) for k in reversed(STEPS)]))  # fmt: skip
-    for name, (about, overrides) in _VARIANTS.items():
+    for name, (about, overrides, seeds) in _VARIANTS.items():
         method, config = _METHODS[name.partition("_")[0]]
-        rows.append(student(f"digits_{name}", f"8x8 digits, {method}, 8 steps, {about}", config, overrides, seeds=1))
+        about = f"8x8 digits, {method}, 8 steps, {about}"
+        rows.append(student(f"digits_{name}", about, config, overrides, seeds=seeds))
     rows.append(MNIST_TEACHER)
     rows += [student(f"mnist_{name}_k8", f"28x28 digits, moment matching, {name}, 8 steps", config, teacher=MNIST,
                      seeds=1)
