@@ -154,6 +154,7 @@ def _distillation() -> ConfigDict:
     c.through_scores = placeholder(bool)  # score_implicit_matching: False for the KL of Diff-Instruct and DMD
     c.auxiliary_updates = placeholder(int)  # score_implicit_matching: of the auxiliary network per one of the generator
     c.auxiliary_warmup = placeholder(int)  # score_implicit_matching: steps before the generator moves
+    c.adversarial_weight = placeholder(float)  # score_implicit_matching: of a discriminator's term, which needs data
     c.time_upper = placeholder(float)  # score_implicit_matching: largest time of the generator's loss on Karras' scale
     c.num_steps = placeholder(int)  # all but score_implicit_matching: steps of the student
     c.pairs = placeholder(str)  # *moment_matching: continuous, grid

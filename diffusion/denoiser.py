@@ -30,12 +30,14 @@ class NetworkDenoiser:
       process: gives alpha, sigma and the log-SNR at t.
       prediction: what the output means, a name of PREDICTIONS.
       sigma_data: standard deviation of the data, about 0.5 for images in [-1, 1].
+      hidden: like `network`, to features [B, ...]; None where nobody wants them.
     """
 
     network: Network
     process: Process
     prediction: str
     sigma_data: float
+    hidden: Callable[..., Float[Array, "batch *hidden"]] | None = None
 
     def __call__(
         self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
@@ -47,9 +49,20 @@ class NetworkDenoiser:
         self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None
     ) -> Float[Array, "batch *shape"]:
         """What the network says, float32: equations 1 and 2."""
+        return self.network(*self._input(x_t, t), label).astype(jnp.float32)
+
+    def features(
+        self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None
+    ) -> Float[Array, "batch *hidden"]:
+        """What the network makes of x_t on its way to the output (`diffusion/networks`), float32."""
+        return self.hidden(*self._input(x_t, t), label).astype(jnp.float32)
+
+    def _input(
+        self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"]
+    ) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"]]:
         alpha, sigma = expand(self.process.alpha(t), x_t), expand(self.process.sigma(t), x_t)
         scale = 1 / jnp.sqrt(sigma**2 + (alpha * self.sigma_data) ** 2)  # (1)
-        return self.network(scale * x_t, self.process.conditioning(t), label).astype(jnp.float32)  # (2)
+        return scale * x_t, self.process.conditioning(t)  # (2)
 
     def to_x0(
         self, output: Float[Array, "batch *shape"], x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"]

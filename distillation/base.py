@@ -7,7 +7,7 @@ A **method** is a frozen dataclass: its options, and
 
 over the roles "generator" (the student, which is sampled) and "auxiliary" (follows the student's own distribution), and
 the frozen networks "teacher" and, for the instant moment matching, "preconditioner". Both roles begin as copies of the
-teacher.
+teacher. A third, "discriminator", is a head on the auxiliary network's features (`distillation/adversarial.py`).
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from scoring.base import Objective, Update
 from scoring.terms import dot
 
 TEACHER, GENERATOR, AUXILIARY, PRECONDITIONER = "teacher", "generator", "auxiliary", "preconditioner"
+DISCRIMINATOR = "discriminator"
 
 
 @dataclass(frozen=True, kw_only=True)

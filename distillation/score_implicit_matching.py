@@ -31,6 +31,8 @@ and u = y h(|y|^2), and with distances of delta instead of y (another weight of 
 
 Training alternates: psi by the objective of the config on fresh images, K times; then theta by equation 4, 5 or 6.
 At the start psi = phi, so that delta = 0 and every loss is flat: psi has `auxiliary_warmup` steps before theta moves.
+With an `adversarial_weight` theta's loss has a further term, and a discriminator is trained in between, on noised data
+and images at the same t (`distillation/adversarial.py`).
 """
 
 from collections.abc import Callable
@@ -43,8 +45,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion.base import Denoiser, Process
 from diffusion.denoiser import difference
+from distillation import adversarial
 from distillation.base import (
     AUXILIARY,
+    DISCRIMINATOR,
     GENERATOR,
     TEACHER,
     Parts,
@@ -86,7 +90,8 @@ class ScoreImplicitMatching:
       sid_coefficient: k of equation 5, for the distance "l2".
       through_scores: False for equation 6.
       auxiliary_updates: K, updates of the auxiliary network for each of the generator.
-      auxiliary_warmup: training steps in which the auxiliary network alone is trained.
+      auxiliary_warmup: training steps in which the generator waits.
+      adversarial_weight: of the adversarial term; 0 for none, and no data are needed then.
 
     Raises:
       ValueError: for an unknown name, a number out of range, or options that do not go together.
@@ -102,6 +107,7 @@ class ScoreImplicitMatching:
     through_scores: bool = True
     auxiliary_updates: int = 1
     auxiliary_warmup: int = 100
+    adversarial_weight: float = 0.0
     time_upper: float = 0.8
 
     def __post_init__(self) -> None:
@@ -120,6 +126,8 @@ class ScoreImplicitMatching:
             raise ValueError(f"auxiliary_updates = {self.auxiliary_updates} must be at least 1")
         if self.auxiliary_warmup < 0:
             raise ValueError(f"auxiliary_warmup = {self.auxiliary_warmup} must be at least 0")
+        if not self.adversarial_weight >= 0:
+            raise ValueError(f"adversarial_weight = {self.adversarial_weight} must be at least 0")
         if self.distance != "l2" and self.sid_coefficient != 1:
             raise ValueError(f"sid_coefficient = {self.sid_coefficient} goes with distance = 'l2' alone, not with "
                              f"'{self.distance}'")
@@ -181,6 +189,23 @@ class ScoreImplicitMatching:
             x0 = jax.lax.stop_gradient(x0)
             return parts.objective(parts.network(params, key_dropout), process, x0, label, key_objective)
 
+        def discriminator_loss(
+            params: PyTree, others: dict[str, PyTree], batch: dict[str, Array], key: Key[Array, ""]
+        ) -> tuple[Float[Array, ""], Metrics]:
+            key_images, key_time, key_data_noise, key_noise = jax.random.split(key, 4)
+            images, label = generate(others[GENERATOR], batch["image"], key_images, None)
+            t = KarrasTimes(upper=self.time_upper)(process, key_time, len(images))
+            auxiliary = parts.network(others[AUXILIARY], None)
+
+            def judge(x0: Array, label: Array | None, key: Key[Array, ""]) -> Array:
+                x_t = process.corrupt(x0, jax.random.normal(key, x0.shape), t)
+                return adversarial.logits(params, jax.lax.stop_gradient(auxiliary.features(x_t, t, label)))
+
+            of_data = judge(batch["image"], batch.get("label"), key_data_noise)
+            of_images = judge(images, label, key_noise)
+            loss = adversarial.discriminator_loss(of_data, of_images)
+            return loss, {"loss": loss, "accuracy": (jnp.mean(of_data > 0) + jnp.mean(of_images < 0)) / 2}
+
         def generator_loss(
             params: PyTree, others: dict[str, PyTree], batch: dict[str, Array], key: Key[Array, ""]
         ) -> tuple[Float[Array, ""], Metrics]:
@@ -188,25 +213,36 @@ class ScoreImplicitMatching:
             x0, label = generate(params, batch["image"], key_images, key_dropout)
             teacher = parts.guide(parts.teacher(others[TEACHER]))
             auxiliary = parts.network(others[AUXILIARY], None)
-            return self.generator_loss(teacher, auxiliary, process, x0, label, key_time, key_noise)
+            head = others.get(DISCRIMINATOR)
+            return self.generator_loss(teacher, auxiliary, process, x0, label, key_time, key_noise, head)
 
-        return (Update(role=AUXILIARY, loss=auxiliary_loss, repeats=self.auxiliary_updates),
-                Update(role=GENERATOR, loss=generator_loss, start=self.auxiliary_warmup))  # fmt: skip
+        updates = (Update(role=AUXILIARY, loss=auxiliary_loss, repeats=self.auxiliary_updates),
+                   Update(role=DISCRIMINATOR, loss=discriminator_loss),
+                   Update(role=GENERATOR, loss=generator_loss, start=self.auxiliary_warmup))  # fmt: skip
+        return updates if self.adversarial_weight else (updates[0], updates[2])
 
     def generator_loss(
         self, teacher: Denoiser, auxiliary: Denoiser, process: Process, x0: Float[Array, "batch *shape"],
         label: Int[Array, " batch"] | None, key_time: Key[Array, ""], key_noise: Key[Array, ""],
+        head: PyTree = None,
     ) -> tuple[Float[Array, ""], Metrics]:
         """The mean of `image_losses` over times and noise, with its gradient through x0.
 
-        Metrics: `delta`, how far the auxiliary network is from the teacher, and `pull`, the gradient at the images. The
-        loss itself says little.
+        With the head of a discriminator, plus the adversarial term. Metrics: `delta`, how far the auxiliary network is
+        from the teacher, `pull`, the gradient at the images, and `adversarial`, that term without its weight. The loss
+        itself says little.
         """
         t = KarrasTimes(upper=self.time_upper)(process, key_time, len(x0))
         noise = jax.random.normal(key_noise, x0.shape)
 
-        def losses(x0: Float[Array, "batch *shape"]) -> tuple[Array, Array]:
-            return self.image_losses(teacher, auxiliary, x0, process.corrupt(x0, noise, t), t, label)
+        def losses(x0: Float[Array, "batch *shape"]) -> tuple[Array, dict[str, Array]]:
+            x_t = process.corrupt(x0, noise, t)
+            of_image, delta = self.image_losses(teacher, auxiliary, x0, x_t, t, label)
+            if head is None:
+                return of_image, {"delta": root_mean_square(delta)}
+            added = adversarial.student_losses(adversarial.logits(head, auxiliary.features(x_t, t, label)))
+            metrics = {"delta": root_mean_square(delta), "adversarial": jnp.mean(added)}
+            return of_image + self.adversarial_weight * added, metrics
 
-        loss, pull, delta = through_images(losses, x0)
-        return loss, {"loss": loss, "delta": root_mean_square(delta), "pull": pull}
+        loss, pull, metrics = through_images(losses, x0)
+        return loss, {"loss": loss, "pull": pull, **metrics}

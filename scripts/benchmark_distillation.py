@@ -5,7 +5,9 @@ update, over those of one compiled forward pass of the images that it sees. Each
 passes, with a backward pass to the input counted as one and one to the weights, too:
 
   score_implicit_matching   auxiliary 4 (images, then forward and backward), generator 7 (three forwards, the inputs of
-                            two networks backwards, the generator backwards), of the KL members 5
+                            two networks backwards, the generator backwards), of the KL members 5; the adversarial term
+                            adds a discriminator's update of at most 3 (images, and features of both kinds) and nothing
+                            to the generator's, which has the features already
   moment_matching           5 and 5 (the student's images, the teacher, and forward and backward of one network)
   instant_moment_matching   10, of both halves: 1 + 3 for the wish of the teacher, 3 for the student, 2 to 3 for the jvp
   progressive distillation  5 (two of the teacher), consistency distillation 5 (one of the teacher, one more student)
@@ -26,7 +28,8 @@ from diffusion.denoiser import NetworkDenoiser
 from diffusion.networks import initialise
 from diffusion.process import GaussianProcess
 from distillation import METHODS
-from distillation.base import AUXILIARY, GENERATOR, PRECONDITIONER, TEACHER, Parts
+from distillation.adversarial import initial_head
+from distillation.base import AUXILIARY, DISCRIMINATOR, GENERATOR, PRECONDITIONER, TEACHER, Parts
 from scoring.dsm import DSM
 from scoring.time_samplers import LogNormalTimes
 from scoring.weightings import EDMWeighting
@@ -41,6 +44,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, float], float]] = {
             {AUXILIARY: 4, GENERATOR: 7}, 1.0),
     "dmd": ("score_implicit_matching", {"distance": "l2", "normalizer": "l1", "through_scores": False},
             {AUXILIARY: 4, GENERATOR: 5}, 1.0),
+    "sim_adversarial": ("score_implicit_matching", {"adversarial_weight": 1.0},
+                        {AUXILIARY: 4, DISCRIMINATOR: 3, GENERATOR: 7}, 1.0),
     "moment_matching": ("moment_matching", {}, {AUXILIARY: 5, GENERATOR: 5}, 0.5),
     "instant_moment_matching": ("instant_moment_matching", {}, {GENERATOR: 10}, 0.5),
     "progressive_distillation": ("progressive_distillation", {}, {GENERATOR: 5}, 1.0),
@@ -58,9 +63,12 @@ def distillation_suite(quick: bool) -> Iterator[Figure]:
     process = GaussianProcess(SCHEDULES["edm"]())
     others = dict.fromkeys((TEACHER, GENERATOR, AUXILIARY, PRECONDITIONER), params)
     batch = {"image": jax.random.normal(jax.random.key(1), (BATCH, *SHAPE))}
+    features = jax.eval_shape(apply.features, params, batch["image"], jnp.zeros(BATCH))
+    others[DISCRIMINATOR] = initial_head(jax.random.key(3), features.shape[-1])
 
     def network(params: Any, key: Any) -> NetworkDenoiser:
-        return NetworkDenoiser(partial(apply, params), process, prediction="edm", sigma_data=0.5)
+        return NetworkDenoiser(partial(apply, params), process, prediction="edm", sigma_data=0.5,
+                               hidden=partial(apply.features, params))  # fmt: skip
 
     objective = DSM(weighting=EDMWeighting(), time_sampler=LogNormalTimes())
     parts = Parts(network=network, teacher=lambda params: network(params, None), guide=lambda denoise: denoise,
@@ -71,14 +79,15 @@ def distillation_suite(quick: bool) -> Iterator[Figure]:
         forward = forward.lower(params, seen).compile()
         for update in METHODS[method](**settings).updates(parts):
             gradient = jax.jit(jax.grad(update.loss, has_aux=True))
-            gradient = gradient.lower(params, others, batch, jax.random.key(2)).compile()
+            own = others[update.role]
+            gradient = gradient.lower(own, others, batch, jax.random.key(2)).compile()
             about = f"{case}: {label}, {update.role}"
             units = _flops(gradient) / _flops(forward)
             wanted = expected[update.role]
             if units > TOLERANCE * wanted:
                 raise RuntimeError(f"{about} takes {units:.2f} forward passes, and {wanted} were expected: are weights "
                                    "differentiated that nothing moves?")
-            seconds, _, ratio = paired(partial(gradient, params, others, batch, jax.random.key(2)),
+            seconds, _, ratio = paired(partial(gradient, own, others, batch, jax.random.key(2)),
                                        partial(forward, params, seen), n)  # fmt: skip
             yield figure("distillation", about, "FLOPs / forward pass", units, 1)
             yield figure("distillation", about, "expected", wanted, 1)

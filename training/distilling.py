@@ -23,7 +23,8 @@ from diffusion.guidance import classifier_free
 from diffusion.networks import Apply
 from diffusion.random import stream_key
 from distillation import METHODS
-from distillation.base import PRECONDITIONER, TEACHER, Method, Parts
+from distillation.adversarial import initial_head
+from distillation.base import DISCRIMINATOR, PRECONDITIONER, TEACHER, Method, Parts
 from scoring.base import Objective, score_update
 from training import components
 from training.exact_target import EXACT, ExactTarget, arrays_of, is_toy
@@ -68,10 +69,14 @@ def make_student(
     guide = partial(classifier_free, process=process, scale=scale, num_classes=train.num_classes)
     updates = method.updates(Parts(network=network, teacher=teacher, guide=guide, process=process,
                                    objective=components.make_objective(config), num_classes=train.num_classes))
-    roles = [update.role for update in updates]
+    # Copies, since each role's buffers are donated on their own.
+    of_roles = {update.role: jax.tree.map(np.array, params) for update in updates}
+    if DISCRIMINATOR in of_roles:
+        image = jax.ShapeDtypeStruct((1, *pipeline.image_shape), np.float32)
+        features = jax.eval_shape(apply.features, params, image, jax.ShapeDtypeStruct((1,), np.float32))
+        of_roles[DISCRIMINATOR] = initial_head(stream_key(config.seed, "discriminator"), features.shape[-1])
     return {
-        # Copies, since each role's buffers are donated on their own.
-        "params": {role: jax.tree.map(np.array, params) for role in roles}, "frozen": frozen, "teacher": facts,
+        "params": of_roles, "frozen": frozen, "teacher": facts,
         "updates": updates, "optimizers": {update.role: components.optimizer(config, update) for update in updates},
     }  # fmt: skip
 
@@ -88,7 +93,10 @@ def network_denoiser(
     def network(x: Array, noise_level: Array, label: Array | None) -> Array:
         return apply(params, x, noise_level, label, key)
 
-    return NetworkDenoiser(network, process, prediction=config.prediction, sigma_data=config.sigma_data)
+    def hidden(x: Array, noise_level: Array, label: Array | None) -> Array:
+        return apply.features(params, x, noise_level, label, key)
+
+    return NetworkDenoiser(network, process, prediction=config.prediction, sigma_data=config.sigma_data, hidden=hidden)
 
 
 def preconditioner(

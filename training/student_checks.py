@@ -1,15 +1,15 @@
 """What config.distillation says, checked before anything is built: training/distilling.py builds it."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
+from diffusion.denoiser import NetworkDenoiser
 from distillation import METHODS
-from distillation.base import AUXILIARY, GENERATOR, PRECONDITIONER, TEACHER, Method, Parts
+from distillation.adversarial import initial_head
+from distillation.base import AUXILIARY, DISCRIMINATOR, GENERATOR, PRECONDITIONER, TEACHER, Method, Parts
 from distillation.transitions import Transitions
 from scoring.base import Update
 from training import components
@@ -85,19 +85,24 @@ def _check_instant(section: ConfigDict) -> None:
 
 def _traced(config: ConfigDict, method: Method) -> tuple[Update, ...]:
     """The updates of a method, each loss traced on a network of one parameter, without computing anything."""
-    def network(params: PyTree, key: Key[Array, ""] | None) -> Any:
-        return lambda x_t, t, label: params["scale"] * x_t
+    process, params, key = components.make_process(config), {"scale": jnp.ones(())}, jax.random.key(0)
+
+    def network(params: PyTree, key: Key[Array, ""] | None) -> NetworkDenoiser:
+        def scaled(x: Array, noise_level: Array, label: Array | None) -> Array:
+            return params["scale"] * x
+
+        return NetworkDenoiser(scaled, process, config.prediction, config.sigma_data, hidden=scaled)
 
     parts = Parts(
-        network=network, teacher=lambda params: network(params, None), guide=lambda denoise: denoise,
-        process=components.make_process(config), objective=components.make_objective(config), num_classes=0,
+        network=network, teacher=lambda params: network(params, None), guide=lambda denoise: denoise, process=process,
+        objective=components.make_objective(config), num_classes=0,
     )
-    params, key = {"scale": jnp.ones(())}, jax.random.key(0)
     others = dict.fromkeys((TEACHER, GENERATOR, AUXILIARY, PRECONDITIONER), params)
+    others[DISCRIMINATOR] = initial_head(key, 1)
     batch = {"image": jnp.zeros((2, 4, 4, 1))}
     updates = method.updates(parts)
     for update in updates:
-        jax.eval_shape(lambda params, loss=update.loss: loss(params, others, batch, key), params)
+        jax.eval_shape(lambda params, loss=update.loss: loss(params, others, batch, key), others[update.role])
     return updates
 
 

@@ -30,6 +30,8 @@ _MEMBERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "sim_warmup0": ("Score Implicit Matching, no head start of the auxiliary network",
                     {"distillation.auxiliary_warmup": 0}, 1),
     "sim_beta0.9": ("Score Implicit Matching, Adam with momentum 0.9", {"optimizer.beta1": 0.9}, 1),
+    "sim_adversarial": ("Score Implicit Matching with a discriminator, which sees the data",
+                        {"distillation.adversarial_weight": 5.0}, 3),
 }  # fmt: skip
 _MNIST_MEMBERS = {"sim": ("Score Implicit Matching", {}), "sid_1.2": _MEMBERS["sid_1.2"][:2],
                   "diff_instruct": _MEMBERS["diff_instruct"][:2]}  # fmt: skip

@@ -5,9 +5,11 @@
 x [B, ...] is scaled to about unit variance; noise_level [B] is -logsnr / 8, about in [-3, 3]; label [B] is in
 [0, num_classes], where num_classes means "no class", or None for "no class" everywhere; key turns dropout on. The
 output is float32 of x's shape, and zero for freshly created parameters.
+
+    network.features(x, noise_level, label, key=None) -> features [B, ..., width], for a network on top of this one
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 from flax import nnx
@@ -21,20 +23,33 @@ from diffusion.networks.unet import UNet
 NETWORKS = {"mlp": MLP, "energy": Energy, "unet": UNet, "dit": DiT}
 
 Params = dict  # nested, with string keys and array leaves
-Apply = Callable[..., Array]
 
 
-def _apply_function(graphdef: nnx.GraphDef) -> Apply:
-    def apply(
+@dataclass(frozen=True)
+class Apply:
+    """A network without its parameters: a pure function of them, and another one for its features."""
+
+    graphdef: nnx.GraphDef
+
+    def __call__(
+        self,
         params: Params,
         x: Float[Array, "batch *shape"],
         noise_level: Float[Array, " batch"],
         label: Int[Array, " batch"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *shape"]:
-        return nnx.merge(graphdef, params)(x, noise_level, label, key)
+        return nnx.merge(self.graphdef, params)(x, noise_level, label, key)
 
-    return apply
+    def features(
+        self,
+        params: Params,
+        x: Float[Array, "batch *shape"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch *hidden"]:
+        return nnx.merge(self.graphdef, params).features(x, noise_level, label, key)
 
 
 def split(network: nnx.Module) -> tuple[Apply, Params]:
@@ -53,7 +68,7 @@ def split(network: nnx.Module) -> tuple[Apply, Params]:
         names = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]
         raise ValueError(f"{type(network).__name__} holds state that is not a parameter: {', '.join(names)}")
     # Parameters are numpy arrays until here; one transfer moves them all.
-    return _apply_function(graphdef), jax.device_put(nnx.to_pure_dict(params))
+    return Apply(graphdef), jax.device_put(nnx.to_pure_dict(params))
 
 
 def initialise(network: str | type[nnx.Module], key: Key[Array, ""], **options) -> tuple[Apply, Params]:

@@ -140,10 +140,31 @@ class DiT(nnx.Module):
         batch, side, _, channels = x.shape
         patch, grid = self.patch_size, side // self.patch_size
         conditioning = self.embedding(noise_level, label)
-        tokens = x.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3).reshape(batch, grid * grid, -1)
-        h = self.inputs(tokens).astype(self.dtype)
-        h = h + jnp.asarray(position_embedding(grid, h.shape[-1]), self.dtype)
-        h = scan_blocks(self.blocks, h, conditioning, key)
+        h = self._tokens(x, conditioning, key)
         scale, shift = jnp.split(self.modulation(conditioning), 2, axis=-1)
         tokens = self.outputs(modulate(self.norm(h), scale, shift)).astype(jnp.float32)
         return tokens.reshape(batch, grid, grid, patch, patch, channels).swapaxes(2, 3).reshape(x.shape)
+
+    def features(
+        self,
+        x: Float[Array, "batch side side channels"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch length width"]:
+        """The tokens that the output is read from."""
+        return self._tokens(x, self.embedding(noise_level, label), key)
+
+    def _tokens(
+        self,
+        x: Float[Array, "batch side side channels"],
+        conditioning: Float[Array, "batch width"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "batch length width"]:
+        """After all blocks."""
+        batch, side, _, channels = x.shape
+        patch, grid = self.patch_size, side // self.patch_size
+        tokens = x.reshape(batch, grid, patch, grid, patch, channels).swapaxes(2, 3).reshape(batch, grid * grid, -1)
+        h = self.inputs(tokens).astype(self.dtype)
+        h = h + jnp.asarray(position_embedding(grid, h.shape[-1]), self.dtype)
+        return scan_blocks(self.blocks, h, conditioning, key)

@@ -43,3 +43,13 @@ class Energy(nnx.Module):
     ) -> Float[Array, "batch *shape"]:
         """The gradient in x of each example's f; see `diffusion.networks`."""
         return jax.grad(lambda x: jnp.sum(x * self.mlp(x, noise_level, label, key)))(x)
+
+    def features(
+        self,
+        x: Float[Array, "batch *shape"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch width"]:
+        """Those of M."""
+        return self.mlp.features(x, noise_level, label, key)

@@ -93,7 +93,16 @@ class MLP(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *shape"]:
         """The network's float32 output for inputs of about unit variance; see `diffusion.networks`."""
-        conditioning = self.embedding(noise_level, label)
-        h = self.inputs(x.reshape(x.shape[0], -1)).astype(self.dtype)
-        h = scan_blocks(self.blocks, h, conditioning, key)
+        h = self.features(x, noise_level, label, key)
         return self.outputs(jax.nn.silu(self.norm(h))).astype(jnp.float32).reshape(x.shape)
+
+    def features(
+        self,
+        x: Float[Array, "batch *shape"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch width"]:
+        """h_depth, what the output is read from."""
+        h = self.inputs(x.reshape(x.shape[0], -1)).astype(self.dtype)
+        return scan_blocks(self.blocks, h, self.embedding(noise_level, label), key)

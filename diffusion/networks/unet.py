@@ -275,13 +275,36 @@ class UNet(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch side side channels"]:
         """The network's float32 output for inputs of about unit variance; see `diffusion.networks`."""
+        h = self._walk(self.plan, x, noise_level, label, key)
+        return self.outputs(jax.nn.silu(self.norm(h))).astype(jnp.float32)
+
+    def features(
+        self,
+        x: Float[Array, "batch side side channels"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch coarse_side coarse_side width"]:
+        """The bottleneck: what the way up begins with."""
+        middle = next(index for index, step in enumerate(self.plan) if step.takes_skip)
+        return self._walk(self.plan[:middle], x, noise_level, label, key)
+
+    def _walk(
+        self,
+        plan: tuple[_Step, ...],
+        x: Float[Array, "batch side side channels"],
+        noise_level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None,
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "batch _ _ _"]:
+        """The activation after the blocks of `plan`, a beginning of the network."""
         conditioning = self.embedding(noise_level, label)
         h = self.inputs(x).astype(self.dtype)
         skips = [h]
-        for index, step in enumerate(self.plan):
+        for index, step in enumerate(plan):
             if step.takes_skip:
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
             h = self.blocks[step.name](h, conditioning, layer_key(key, index))
             if step.saves_skip:
                 skips.append(h)
-        return self.outputs(jax.nn.silu(self.norm(h))).astype(jnp.float32)
+        return h

@@ -33,11 +33,15 @@ def units(figures):
 
 @pytest.mark.slow
 def test_every_update_takes_the_forward_passes_that_are_expected(script):
-    """To 10 % below and 15 % above: also too little work would be a sign of a broken loss."""
+    """To 10 % below and 15 % above: also too little work would be a sign of a broken loss.
+
+    What the discriminator takes is counted as whole passes, though features are not the whole network.
+    """
     found = units(script.distillation_suite(quick=True))
-    assert len(found) == sum(len(expected) for _, _, expected, _ in script.CASES.values()) == 11
+    assert len(found) == sum(len(expected) for _, _, expected, _ in script.CASES.values()) == 14
     for case, (made, expected) in found.items():
-        assert 0.9 * expected < made < 1.15 * expected, case
+        least = 0.8 if case == "sim_adversarial, discriminator" else 0.9
+        assert least * expected < made < 1.15 * expected, case
 
 
 def tied(method, name):
