@@ -18,10 +18,18 @@ _METHODS = {
     "instant": ("moment matching, instant", "configs/digits.py:instant_moment_matching"),
     "consistency": ("multistep consistency distillation", "configs/digits.py:consistency_distillation"),
 }
-# Row of eight steps: about, overrides, seeds.
+
+
+def steps(k: int) -> dict[str, int]:
+    """Overrides for a student of k steps."""
+    return {"distillation.num_steps": k, "sampler.steps": k}
+
+
+# Row: about, overrides, seeds.
 _VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "alternating_k8_renoise": ("images noised afresh in training, not by the sampler's kernel",
                                {"distillation.conditional_kernel": False}, 1),
+    "alternating_k2_grid": ("trained at the sampler's own times", {"distillation.pairs": "grid", **steps(2)}, 1),
     "alternating_k8_grid": ("trained at the sampler's own times", {"distillation.pairs": "grid"}, 1),
     "alternating_k8_ddim": ("trained and sampled with DDIM in place of ancestral steps",
                             {"distillation.kernel_eta": 0.0, "sampler.name": "ddim",
@@ -33,11 +41,6 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-def steps(k: int) -> dict[str, int]:
-    """Overrides for a student of k steps."""
-    return {"distillation.num_steps": k, "sampler.steps": k}
-
-
 def _rows() -> list[Row]:
     rows = [DIGITS_TEACHER, DIGITS_SIM]
     rows += [student(f"digits_{name}_k{k}", f"8x8 digits, {about}, {k} step{'s' * (k > 1)}", config, steps(k))
@@ -47,8 +50,9 @@ def _rows() -> list[Row]:
         "configs/digits.py:progressive_distillation",
         stages=[(str(k), steps(k)) for k in reversed(STEPS)]))  # fmt: skip
     for name, (about, overrides, seeds) in _VARIANTS.items():
-        method, config = _METHODS[name.partition("_")[0]]
-        about = f"8x8 digits, {method}, 8 steps, {about}"
+        family, k, _ = name.split("_")
+        method, config = _METHODS[family]
+        about = f"8x8 digits, {method}, {k[1:]} steps, {about}"
         rows.append(student(f"digits_{name}", about, config, overrides, seeds=seeds))
     rows.append(MNIST_TEACHER)
     rows += [student(f"mnist_{name}_k8", f"28x28 digits, moment matching, {name}, 8 steps", config, teacher=MNIST,

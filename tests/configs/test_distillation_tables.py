@@ -74,6 +74,7 @@ def test_seeds():
     assert {row.seeds for row in SMALL.values()} == {1, 3}
     many = {"digits_sid_1.0", "digits_sid_1.2", "digits_diff_instruct", "digits_dmd", "digits_progressive"}
     many |= {f"digits_{name}_k{k}" for name in ("alternating", "instant", "consistency") for k in (1, 2, 4, 8)}
+    many |= {"digits_sim_adversarial", "digits_alternating_k8_ddim"}
     assert many == set(SMALL) - one - {"digits_teacher", "digits_sim"}
 
 
@@ -234,13 +235,13 @@ def test_verdicts_of_score_implicit_matching():
             "digits_sid_1.0": 3.6, "digits_sid_1.2": 3.4, "digits_diff_instruct": 4.5, "digits_dmd": 4.6,
             "digits_sim_lr1e-3": 3.2, "digits_sid_1.0_lr1e-3": 5.0, "digits_diff_instruct_lr1e-3": math.inf,
             "digits_sim_warmup0": 3.6, "digits_sim_beta0.9": 6.0, "mnist_sim": 4.5, "mnist_sid_1.2": 4.4,
-            "mnist_diff_instruct": 6.0}  # fmt: skip
+            "mnist_diff_instruct": 6.0, "digits_sim_adversarial": 2.5}  # fmt: skip
     assert set(verdicts(SIM, made_up(teachers, good)).values()) == {"holds"}
     bad = {"digits_sim": 4.7, "digits_sim_power": 9.0, "digits_sim_cauchy": 4.7, "digits_sim_l2": 4.7,
            "digits_sid_1.0": 4.0, "digits_sid_1.2": 4.2, "digits_diff_instruct": 3.5, "digits_dmd": 3.4,
            "digits_sim_lr1e-3": math.inf, "digits_sid_1.0_lr1e-3": 5.0, "digits_diff_instruct_lr1e-3": 5.0,
            "digits_sim_warmup0": 4.5, "digits_sim_beta0.9": 4.8, "mnist_sim": 5.5, "mnist_sid_1.2": 5.4,
-           "mnist_diff_instruct": 5.6}  # fmt: skip
+           "mnist_diff_instruct": 5.6, "digits_sim_adversarial": 4.8}  # fmt: skip
     assert set(verdicts(SIM, made_up(teachers, bad, accuracy=0.9)).values()) == {"fails"}
     # One condition each that alone decides.
     for change, claim in (({"digits_sid_1.2": 4.55}, "score_over_kl"), ({"digits_sid_1.0": 3.0}, "converges_better"),
@@ -258,9 +259,9 @@ def test_verdicts_of_moment_matching():
             "digits_alternating_k1": 9.0, "digits_instant_k8": 2.7, "digits_instant_k4": 4.0, "digits_instant_k2": 7.0,
             "digits_instant_k1": 20.0, "digits_sim": 3.0, "digits_consistency_k1": 6.0, "digits_consistency_k8": 4.0,
             "digits_progressive": {"fd_8": 5.0, "fd_1": 30.0}, "digits_alternating_k8_renoise": 3.5,
-            "digits_alternating_k8_grid": 3.0, "digits_alternating_k8_ddim": 3.0, "digits_alternating_k8_q0": 2.6,
+            "digits_alternating_k8_grid": 3.0, "digits_alternating_k8_ddim": 2.9, "digits_alternating_k8_q0": 2.6,
             "digits_instant_k8_fresh": 2.8, "digits_instant_k8_identity": 5.0, "mnist_alternating_k8": 3.0,
-            "mnist_instant_k8": 3.3}  # fmt: skip
+            "mnist_instant_k8": 3.3, "digits_alternating_k2_grid": 3.0}  # fmt: skip
     assert set(verdicts(MOMENTS, made_up(teachers, good)).values()) == {"holds"}
     bad = {"digits_alternating_k8": 6.0, "digits_alternating_k4": 7.0, "digits_alternating_k2": 8.0,
            "digits_alternating_k1": 9.0, "digits_instant_k8": 4.0, "digits_instant_k4": 6.0, "digits_instant_k2": 8.0,
@@ -268,11 +269,12 @@ def test_verdicts_of_moment_matching():
            "digits_progressive": {"fd_8": 5.0, "fd_1": 30.0}, "digits_alternating_k8_renoise": 6.1,
            "digits_alternating_k8_grid": 5.0, "digits_alternating_k8_ddim": 8.0, "digits_alternating_k8_q0": 3.0,
            "digits_instant_k8_fresh": 9.0, "digits_instant_k8_identity": 4.1, "mnist_alternating_k8": 6.0,
-           "mnist_instant_k8": 9.0}  # fmt: skip
+           "mnist_instant_k8": 9.0, "digits_alternating_k2_grid": 7.9}  # fmt: skip
     assert set(verdicts(MOMENTS, made_up(teachers, bad)).values()) == {"fails"}
     for change, claim in (({"digits_instant_k2": 4.0}, "alternating_below_eight"),
                           ({"digits_sim": 9.0}, "others_at_one_step"),
                           ({"digits_consistency_k8": 2.5}, "better_than_baselines"),
                           ({"digits_alternating_k8": 3.1}, "as_good_as_the_best"),
+                          ({"digits_alternating_k8_ddim": 3.1}, "as_good_with_ddim"),
                           ({"digits_alternating_k8": 2.0}, "similar_at_eight")):  # fmt: skip
         assert verdicts(MOMENTS, made_up(teachers, good | change))[claim] == "fails", (change, claim)
