@@ -242,6 +242,20 @@ def _sampler() -> ConfigDict:
     c.micro_steps = placeholder(int)  # lmc, ulmc: small steps that one step imitates by the Poisson midpoint method
     c.start = placeholder(float)  # lmc, ulmc: half-width of the uniform start, where the process stands still
     c.friction = placeholder(float)  # ulmc
+    c.adaptive = ConfigDict()  # ddim, euler, dpm_solver, ddpm: skip calls that change little; on if any field is set
+    c.adaptive.preset = placeholder(str)  # paper, safe, accurate, fast: sets the fields below that are not set
+    c.adaptive.mode = placeholder(str)  # one decision for the batch (shared), or for each image (per_sample)
+    c.adaptive.criterion = placeholder(str)  # scalar (of the authors' code), vector (of the paper), slope (ours)
+    c.adaptive.delta = placeholder(float)  # threshold of the criterion
+    c.adaptive.reuse = placeholder(str)  # of earlier outputs: hold, linear
+    c.adaptive.c_max = placeholder(int)  # most skips in a row
+    c.adaptive.warmup = placeholder(int)  # first steps that always call
+    c.adaptive.start = placeholder(float)  # share of the steps, from the first on, that always call
+    c.adaptive.tail = placeholder(int)  # last steps that always call
+    c.adaptive.budget = placeholder(int)  # most calls
+    c.adaptive.aggregate = placeholder(str)  # shared: mean, max, quantile
+    c.adaptive.slots = placeholder(int)  # per_sample: images at a time
+    c.adaptive.compat = placeholder(bool)  # count skips as the authors' code does
     c.guidance = 1.0  # classifier-free guidance scale; 1: none
     c.guidance_interval = (0.0, float("inf"))  # noise levels sigma / alpha, (low, high], in which it acts
     return c

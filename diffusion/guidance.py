@@ -8,12 +8,13 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion.base import Denoiser, Process, expand, network_calls
+from diffusion.base import Denoiser, Process, array_namespace, expand, network_calls
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Guided:
         if not 0 <= low < high:
             raise ValueError(f"guidance interval = {self.interval} must be (low, high) with 0 <= low < high")
 
-    def _active(self, t: Float[Array, " batch"]) -> Bool[Array, " batch"]:
-        level = jnp.exp(-0.5 * self.process.logsnr(t))
+    def guided(self, t: Float[Any, " batch"]) -> Bool[Any, " batch"]:
+        """Where the guide acts, numpy for times on the host."""
+        level = array_namespace(t).exp(-0.5 * self.process.logsnr(t))
         low, high = self.interval
         return (level > low) & (level <= high)
 
@@ -72,7 +74,7 @@ class Guided:
         self, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], label: Int[Array, " batch"] | None
     ) -> Float[Array, "batch *shape"]:
         main = self.main(x_t, t, label)
-        active = self._active(t)
+        active = self.guided(t)
 
         def guided() -> Array:
             guide = self.guide(x_t, t, label)
@@ -84,7 +86,7 @@ class Guided:
     def network_calls(self, t: Float[Array, " batch"], label: Int[Array, " batch"] | None) -> Int[Array, " batch"]:
         calls = network_calls(self.main, t, label)
         # Counted as run: if one image of the batch is guided, the guide is evaluated for all.
-        return calls + jnp.where(self._active(t).any(), network_calls(self.guide, t, label), 0)
+        return calls + jnp.where(self.guided(t).any(), network_calls(self.guide, t, label), 0)
 
 
 def classifier_free(

@@ -35,6 +35,7 @@ With an `adversarial_weight` theta's loss has a further term, and a discriminato
 and images at the same t (`distillation/adversarial.py`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,8 @@ class ScoreImplicitMatching:
             raise ValueError(f"auxiliary_warmup = {self.auxiliary_warmup} must be at least 0")
         if not self.adversarial_weight >= 0:
             raise ValueError(f"adversarial_weight = {self.adversarial_weight} must be at least 0")
+        if not math.isfinite(self.adversarial_weight):
+            raise ValueError(f"adversarial_weight = {self.adversarial_weight} must be finite")
         if self.distance != "l2" and self.sid_coefficient != 1:
             raise ValueError(f"sid_coefficient = {self.sid_coefficient} goes with distance = 'l2' alone, not with "
                              f"'{self.distance}'")

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jaxtyping import Array, Key, PyTree
 from ml_collections import ConfigDict
 
@@ -26,6 +27,7 @@ from evaluation.features import FEATURES
 from evaluation.metrics import check_metrics
 from evaluation.resize import RESIZES
 from samplers import SAMPLERS
+from samplers.adaptive import FEW_STEPS, Adaptive, with_preset
 from samplers.base import Sampler
 from scoring import OBJECTIVES
 from scoring.base import Objective, Update
@@ -77,6 +79,8 @@ def check_method(config: ConfigDict) -> None:
         jax.eval_shape(lambda x0: objective(denoise, process, x0, None, keys[0]), jnp.zeros((2, *shape)))
     with about("sampler", config.sampler):
         jax.eval_shape(lambda keys: sampler.sample(denoise, process, keys, None, shape=shape), keys)
+    if isinstance(sampler, Adaptive):
+        _check_adaptive(config, sampler)
     middle = jnp.full(1, 0.5 * (process.time_min + process.time_max))
     if not 0 < objective.weighting(process, middle)[0] < jnp.inf:
         raise ValueError(f"config.objective.weighting.name = '{config.objective.weighting.name}' gives no weight on "
@@ -138,6 +142,16 @@ def features_options(config: ConfigDict, name: str) -> dict[str, Any]:
     if name == "dinov2":
         return {"path": section.dinov2_weights or None, "sha256": section.dinov2_sha256 or None}
     return {}
+
+
+def _check_adaptive(config: ConfigDict, sampler: Adaptive) -> None:
+    """Warns where there is little to skip. Raises ValueError for a student, whose few steps are all different."""
+    if config.distillation.name:
+        raise ValueError("config.sampler.adaptive is for samplers of many steps, and a student of "
+                         f"config.distillation.name = '{config.distillation.name}' needs all of its calls")
+    if sampler.steps < FEW_STEPS:
+        logging.warning("config.sampler.steps = %d leaves little to skip for config.sampler.adaptive; it is worth its "
+                        "name from %d on", sampler.steps, FEW_STEPS)
 
 
 def known(field: str, name: str, choices: Any) -> None:
@@ -202,13 +216,22 @@ def make_objective(config: ConfigDict) -> Objective:
 
 def make_sampler(config: ConfigDict) -> Sampler:
     """config.sampler -> sampler, without guidance, which is a property of the denoiser."""
-    return build("sampler", config.sampler, SAMPLERS)
+    solver = build("sampler", config.sampler, SAMPLERS)
+    section = config.sampler.adaptive
+    given = {name: value for name, value in section.items() if name != "preset" and value is not None}
+    if section.preset is None and not given:
+        return solver
+    with about("sampler.adaptive", section):
+        return Adaptive(solver=solver, **with_preset(section.preset, given))
 
 
 def sampler_settings(config: ConfigDict) -> dict[str, Any]:
     """Every setting that sampling depends on, defaults filled in, ready for json."""
     guidance = {"guidance": config.sampler.guidance, "guidance_interval": list(config.sampler.guidance_interval)}
-    return {"name": config.sampler.name, **dataclasses.asdict(make_sampler(config)), **guidance}
+    settings = dataclasses.asdict(make_sampler(config))
+    if "solver" in settings:  # an adaptive one: the solver's settings are where they are without
+        settings = settings.pop("solver") | {"adaptive": settings}
+    return {"name": config.sampler.name, **settings, **guidance}
 
 
 def make_ema(config: ConfigDict) -> EMA:

@@ -45,12 +45,18 @@ def sample_function(experiment: Experiment, *, keep_steps: bool = False) -> Call
     sampler = components.make_sampler(experiment.config)
     sharded, replicated = batch_sharding(experiment.mesh), NamedSharding(experiment.mesh, PartitionSpec())
 
+    def solve(params: PyTree, keys: jax.Array, labels: jax.Array | None) -> Samples:
+        return sampler.sample(experiment.sampling_denoiser(params), experiment.process, keys, labels,
+                              shape=experiment.image_shape, keep_steps=keep_steps)  # fmt: skip
+
+    if getattr(sampler, "mode", None) == "per_sample" and not keep_steps:
+        # Every device has slots and a loop of its own; as one program all would wait for the slowest.
+        solve = jax.shard_map(solve, mesh=experiment.mesh, in_specs=(replicated.spec, sharded.spec, sharded.spec),
+                              out_specs=sharded.spec, check_vma=False)  # fmt: skip
+
     def sample(params: PyTree, keys: jax.Array, labels: jax.Array | None) -> Samples:
         keys, labels = jax.lax.with_sharding_constraint((keys, labels), sharded)
-        denoise = experiment.sampling_denoiser(params)
-        samples = sampler.sample(
-            denoise, experiment.process, keys, labels, shape=experiment.image_shape, keep_steps=keep_steps
-        )
+        samples = solve(params, keys, labels)
         crop = partial(_centre_crop, shape=experiment.train.image_shape)
         steps = None if samples.x0_steps is None else jax.vmap(crop)(samples.x0_steps)
         return samples._replace(x0=crop(samples.x0), x0_steps=steps)

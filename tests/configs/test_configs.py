@@ -14,6 +14,7 @@ from diffusion import PROCESSES, SCHEDULES
 from diffusion.networks import NETWORKS
 from distillation import METHODS
 from samplers import SAMPLERS
+from samplers.adaptive import Adaptive
 from scoring import OBJECTIVES
 from scoring.time_samplers import TIME_SAMPLERS
 from scoring.weightings import WEIGHTINGS
@@ -27,6 +28,7 @@ COMPONENTS = {
     "process": SCHEDULES | PROCESSES,
     "network": NETWORKS | {EXACT: ExactTarget},
     "sampler": SAMPLERS,
+    "sampler.adaptive": {"adaptive": Adaptive},
     "objective": OBJECTIVES,
     "objective.weighting": WEIGHTINGS,
     "objective.time_sampler": TIME_SAMPLERS,
@@ -166,5 +168,6 @@ def test_every_option_of_a_component_is_a_field():
         for name, made in classes.items():
             options = set(inspect.signature(made.__init__).parameters) - {"self", "shape", "num_classes", "rngs"}
             missing = {option for option in options if f"{section}.{option}" not in fields}
-            missing -= {"sigma_data", "weighting", "time_sampler"}  # of another section, or sections of their own
+            # Of another section, or sections of their own.
+            missing -= {"sigma_data", "weighting", "time_sampler", "solver"}
             assert not missing, (name, missing)

@@ -26,7 +26,9 @@ print(json.dumps(main._CONFIG.value.sampler.to_dict()), "jax" in sys.modules)
 def set_fields(config):
     """The options of the sampler section that are not None, without guidance."""
     kept = ("guidance", "guidance_interval")
-    return {name: value for name, value in config.sampler.items() if value is not None and name not in kept}
+    adaptive = {f"adaptive.{name}": value for name, value in config.sampler.adaptive.items()}
+    fields = {name: value for name, value in config.sampler.items() if name not in (*kept, "adaptive")} | adaptive
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -43,6 +45,8 @@ def test_a_name_is_the_sampler_with_its_own_defaults(name):
 def test_guidance_is_of_the_denoiser_and_stays():
     config = get_config()
     config.sampler.update({"guidance": 3.0, "guidance_interval": (0.1, 2.0), "churn": 5.0})
+    config.sampler.adaptive.preset = "fast"
+    assert set(set_fields(config)) == {"name", "churn", "adaptive.preset"}
     change(config, "sampler", "ddim")
     assert config.sampler.guidance == 3.0 and config.sampler.guidance_interval == (0.1, 2.0)
     assert set_fields(config) == {"name": "ddim"}

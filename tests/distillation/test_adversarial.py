@@ -319,6 +319,8 @@ def test_without_a_weight_there_is_no_third_role_and_no_need_for_features():
 def test_a_weight_that_is_no_weight_is_refused_by_name(weight):
     with pytest.raises(ValueError, match=rf"^adversarial_weight = {weight} must be at least 0$"):
         ScoreImplicitMatching(adversarial_weight=weight)
+    with pytest.raises(ValueError, match=r"^adversarial_weight = inf must be finite$"):
+        ScoreImplicitMatching(adversarial_weight=float("inf"))
 
 
 def test_the_term_comes_with_its_weight_and_its_gradient_is_linear_in_it(double):

@@ -89,6 +89,7 @@ def test_the_head_has_the_width_of_the_features(student, name):
     assert 0.5 < np.std(heads[0]["hidden"]["kernel"]) * width**0.5 < 1.5
 
 
+@pytest.mark.slow
 def test_only_the_auxiliary_network_has_the_auxiliary_rate(student):
     """And only the generator is averaged. A step with donated buffers leaves the start as it was."""
     config = student(fields={"distillation.auxiliary_learning_rate": 1e-6, "optimizer.learning_rate": 0.01,
@@ -116,6 +117,7 @@ def numbers(workdir):
             for line in read_json_lines(workdir / "metrics.jsonl")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_in_one_to_the_bit_and_is_sampled_without_its_teacher(student, tmp_path, monkeypatch):
     """All roles with their optimisers, and every logged number; broken off between two checkpoints."""
     config, folders = student(), [tmp_path / name for name in ("one", "two")]
