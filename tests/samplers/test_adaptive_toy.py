@@ -223,6 +223,17 @@ def test_the_full_run_is_adaptive_sampling_that_skips_nothing():
     np.testing.assert_allclose(results, full(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "criterion, reuse, deltas",
+    [("scalar", "hold", (0.001, 0.005, 0.01, 0.02, 0.05, 0.2)), ("slope", "linear", (0.01, 0.03, 0.1, 0.3, 1.0))],
+)
+def test_more_is_skipped_the_higher_delta_is(criterion, reuse, deltas):
+    """By each solver, in the mean over the images, from nearly nothing on to all that c_max allows."""
+    means = np.stack([adaptive(criterion, delta, 4, reuse)[1].mean(1) for delta in deltas])
+    assert (np.diff(means, axis=0) <= 0).all()
+    assert (means[0] > 35).all() and (means[-1] < 17).all()
+
+
 @pytest.mark.parametrize("criterion, reuse", [("scalar", "hold"), ("slope", "linear")])
 def test_every_budget_is_kept_and_spent(criterion, reuse):
     """By each image, with a tail and without; three budgets by turns."""
