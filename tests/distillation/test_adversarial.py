@@ -628,6 +628,7 @@ def results():
     return values
 
 
+@pytest.mark.slow
 def test_eight_devices_are_as_one(tmp_path):
     """Losses, metrics and gradients of the same global batch, to 1e-5 of their size."""
     assert jax.device_count() == 1

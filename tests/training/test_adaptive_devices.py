@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from configs.overrides import resolve
 from diffusion.random import image_keys
@@ -30,6 +31,7 @@ def results():
     return np.asarray(samples.x0), np.asarray(samples.nfe)
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_images_of_one(tmp_path):
     assert jax.device_count() == 1
     root, out = str(Path(__file__).parents[2]), tmp_path / "values.npz"
