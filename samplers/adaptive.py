@@ -217,6 +217,8 @@ class Adaptive:
     ) -> tuple[Samples, SkipReport]:
         """`sample`, and what was skipped."""
         run = solver_steps(self.solver, process, denoise)
+        run.forced[: protected(self.steps, warmup=self.warmup, start=self.start)] = False  # they call anyway, as these
+        run.forced[self.steps - self.tail :] = False
         if self.budget is not None:
             self._check_budget(int(run.forced.sum()))
         x, tables, stochastic = process.prior(keys, shape), device_tables([run]), bool(run.noise.any())

@@ -53,7 +53,7 @@ CLAIMS = (
                      for rate in ("", "_lr1e-3")),
           predicate=_stable,
           explanation=f"{_ONE_SEED} At the higher rate every member is better than at the usual one, so that it is no "
-          "test of stability: in so short a run the usual rate is too low for those that pull less hard than SIM."),
+          "test of stability: the usual rate is too low for so short a run."),
     Claim(name="accurate", text="Ours: 95 % of the digits that one step makes are of the class asked for.",
           source="not in the paper", rows=("digits_sim",), predicate=_accurate),
     Claim(name="huber_over_l2", text="Ours: without a normaliser the pseudo-Huber distance is better than the square.",
