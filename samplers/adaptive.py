@@ -23,7 +23,7 @@ from diffusion.base import Denoiser, Process, network_calls, require_kernel
 from diffusion.random import image_noise
 from samplers.ancestral import Ancestral, ancestral_tables
 from samplers.base import Samples
-from samplers.ddim import DDIM
+from samplers.ddim import DDIM, ddim_tables
 from samplers.desynchronised import Requests, run_queue
 from samplers.dpm_solver import DPMSolver
 from samplers.euler import Euler, reverse_tables
@@ -244,15 +244,12 @@ def solver_steps(solver: Any, process: Process, denoise: Denoiser | None = None)
     else:
         t = make_grid(process, solver.grid, solver.steps).t
         if isinstance(solver, Euler):
-            tables = reverse_tables(process, t, 0.5)
-            a, b, noise = tables["a"], tables["b"], np.zeros(len(t))
+            tables = reverse_tables(process, t, 0.5) | {"c": np.zeros(len(t))}
         elif isinstance(solver, DDIM):
-            a, b, noise = (np.append(c, end) for c, end in
-                           zip(process.posterior(t[1:], t[:-1], eta=solver.eta), (0.0, 1.0, 0.0)))  # fmt: skip
+            tables = ddim_tables(process, t, solver.eta)
         else:
             tables = ancestral_tables(process, t, solver.variance, zero_terminal_snr=solver.zero_terminal_snr)
-            a, b, noise = tables["a"], tables["b"], tables["c"]
-        weights = b[:, None]
+        a, weights, noise = tables["a"], tables["b"][:, None], tables["c"]
     alpha, sigma = process.alpha(t), process.sigma(t)
     flow = bool(np.allclose(alpha + sigma, 1.0))
     guided = np.asarray(denoise.guided(t)) if hasattr(denoise, "guided") else np.zeros(len(t), bool)

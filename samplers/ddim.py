@@ -21,6 +21,21 @@ from samplers.base import Samples, run_scan, scan_tables
 from samplers.time_grids import check_grid, make_grid
 
 
+def ddim_tables(process: Process, t: np.ndarray, eta: float) -> dict[str, np.ndarray]:
+    """One step from each t to the next, x_s = a x_t + b x0_hat + c z: equation 3 with equation 1 inserted.
+
+    Args:
+      process: with a kernel.
+      t: [N] decreasing times.
+      eta: amount of noise in [0, 1].
+
+    Returns:
+      a, b and c, [N] each; the last row is x0_hat itself.
+    """
+    a, b, c = process.posterior(t[1:], t[:-1], eta=eta)
+    return {"a": np.append(a, 0.0), "b": np.append(b, 1.0), "c": np.append(c, 0.0)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DDIM:
     """`steps` network calls on the grid `grid` (a name of TIME_GRIDS), with noise `eta` in [0, 1]."""
@@ -46,9 +61,7 @@ class DDIM:
     ) -> Samples:
         require_kernel(process, "DDIM")
         t = make_grid(process, self.grid, self.steps).t
-        # x_s = a x_t + b x0_hat + c z, equation 3 with equation 1 inserted.
-        a, b, c = process.posterior(t[1:], t[:-1], eta=self.eta)
-        rows = scan_tables(t=t, a=np.append(a, 0.0), b=np.append(b, 1.0), c=np.append(c, 0.0))
+        rows = scan_tables(t=t, **ddim_tables(process, t, self.eta))
 
         def update(x: Float[Array, "batch *shape"], extra: None, x0_hat: Array, row: dict[str, Array]) -> Any:
             x = row["a"] * x + row["b"] * x0_hat

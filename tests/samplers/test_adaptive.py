@@ -502,6 +502,10 @@ def test_a_budget_is_kept_where_guidance_changes():
         _, report = jax.jit(lambda s=sampler: s.sample_with_report(denoise, VP, keys(2), jnp.arange(2), shape=(D,)))()
         assert report.called[:, [20, 22]].all()
         assert (report.calls <= budget).all()
+    # A tail that has both calls in it takes nothing more for them.
+    sampler = Adaptive(solver=DDIM(steps=24), criterion="scalar", delta=1e9, c_max=4, tail=4, budget=4 + 16 // 5 + 4)
+    _, report = jax.jit(lambda: sampler.sample_with_report(denoise, VP, keys(2), jnp.arange(2), shape=(D,)))()
+    assert (report.calls == 11).all()
     sampler = Adaptive(solver=DDIM(steps=24), criterion="scalar", c_max=4, budget=9)
     with pytest.raises(ValueError, match=r"budget = 9 is less than 10: 8 calls at least, and 2 where the guidance"):
         sampler.sample(denoise, VP, keys(2), jnp.arange(2), shape=(D,))
