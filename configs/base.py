@@ -256,6 +256,7 @@ def _sampler() -> ConfigDict:
     c.adaptive.aggregate = placeholder(str)  # shared: mean, max, quantile
     c.adaptive.slots = placeholder(int)  # per_sample: images at a time
     c.adaptive.compat = placeholder(bool)  # count skips as the authors' code does
+    c.adaptive.normalize = placeholder(bool)  # scalar, vector: increments per unit of noise level
     c.guidance = 1.0  # classifier-free guidance scale; 1: none
     c.guidance_interval = (0.0, float("inf"))  # noise levels sigma / alpha, (low, high], in which it acts
     return c

@@ -80,7 +80,7 @@ def expand(values: Shaped[Array, " batch"], like: Shaped[Array, "batch *shape"])
 
 
 def network_calls(
-    denoise: Denoiser, t: Float[Array, " batch"], label: Int[Array, " batch"] | None
+    denoise: Denoiser, t: Float[Array, " batch"], label: Any
 ) -> Int[Array, " batch"]:
     """Network evaluations per image that one call of `denoise` at `t` costs: 1 unless the denoiser says otherwise."""
     if hasattr(denoise, "network_calls"):

@@ -115,6 +115,7 @@ class Adaptive:
         ("max") or nine of ten do ("quantile").
       slots: per_sample mode: images at a time.
       compat: count skips in a row as the authors' code does.
+      normalize: scalar and vector: compare increments per unit of noise level; an experiment, which is not better.
 
     Raises:
       ValueError: for an unknown name, a number out of range, options that do not go together, or a solver that cannot
@@ -134,6 +135,7 @@ class Adaptive:
     aggregate: str = "mean"
     slots: int = 16
     compat: bool = False
+    normalize: bool = False
     steps: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -162,6 +164,8 @@ class Adaptive:
         if self.mode == "per_sample" and self.aggregate != "mean":
             raise ValueError(f"aggregate = '{self.aggregate}' is for mode = 'shared': per_sample decides for each "
                              "image")
+        if self.normalize and self._criterion == "slope":
+            raise ValueError("normalize = True is for criterion = 'scalar' or 'vector': slope sees no increments")
         least = max(LEAST_WARMUP[self._criterion], 2 if self.reuse == "linear" else 1)
         if self.warmup < least:
             raise ValueError(f"warmup = {self.warmup} must be at least {least} for criterion = '{self._criterion}'")
@@ -198,6 +202,7 @@ class Adaptive:
         """The state machine of these options."""
         agreement = {"mean": None, "max": 1.0, "quantile": 0.9}[self.aggregate]
         return Skipping(criterion=self._criterion, reuse=self.reuse, compat=self.compat, agreement=agreement,
+                        normalize=self.normalize,
                         over=EACH_IMAGE if self.mode == "per_sample" else ALL_IMAGES)  # fmt: skip
 
     def sample(
@@ -206,8 +211,11 @@ class Adaptive:
     ) -> Samples:
         """As every sampler; with `keep_steps` x0_hat is also that of steps without a call, and all images keep step.
 
+        A denoiser that can say so has an attribute `one_time`, true if it takes one time for all images.
+
         Raises:
-          ValueError: for a process without a kernel.
+          ValueError: for a process without a kernel, a budget that guidance makes impossible, or mode per_sample with a
+            denoiser that needs one time for all images.
         """
         return self.sample_with_report(denoise, process, keys, label, shape=shape, keep_steps=keep_steps)[0]
 
@@ -227,6 +235,7 @@ class Adaptive:
         if shared or keep_steps:
             return run_in_step(self.skipping(), denoise, x, keys, label, tables, limits, stochastic=stochastic,
                                keep_steps=keep_steps)  # fmt: skip
+        _check_times(denoise, x[: self.slots], jax.tree.map(lambda values: values[: self.slots], label))
         requests = Requests(x, keys, label, jnp.zeros(count, jnp.int32), limits)
         done = run_queue(self.skipping(), denoise, requests, tables, slots=self.slots, stochastic=stochastic)
         return Samples(done.x, done.nfe), SkipReport(done.calls, done.called, done.turns, min(self.slots, count))
@@ -259,9 +268,23 @@ def solver_steps(solver: Any, process: Process, denoise: Denoiser | None = None)
     return Steps(t, np.ones_like(t) if flow else alpha, sigma, lam, a, weights, noise, forced)
 
 
+def _check_times(denoise: Denoiser, x: Float[Array, "batch *shape"], label: Any) -> None:
+    """Raises ValueError for a denoiser that needs one time for all images, as far as it says so or shapes tell."""
+    rule = ("mode = 'per_sample' calls the network with a time for each image, and this denoiser takes one for all; "
+            "choose mode = 'shared'")
+    if getattr(denoise, "one_time", False):
+        raise ValueError(rule)
+    try:
+        shape = jax.eval_shape(denoise, x, jnp.zeros(len(x)), label).shape
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{rule} ({problem})") from problem
+    if shape != x.shape:
+        raise ValueError(f"{rule} (x0_hat has shape {shape}, the images {x.shape})")
+
+
 def run_in_step(
     skipping: Skipping, denoise: Denoiser, x: Float[Array, "batch *shape"], keys: Key[Array, " batch"], label: Any,
-    tables: dict[str, Array], limits: Limits, *, stochastic: bool, mask: Bool[Array, " n"] | None = None,
+    tables: dict[str, Array], limits: Limits, *, stochastic: bool, mask: Bool[Array, "*count n"] | None = None,
     keep_steps: bool = False,
 ) -> tuple[Samples, SkipReport]:
     """All images at the same step, as a scan whose network call is under a condition.
@@ -271,7 +294,7 @@ def run_in_step(
 
     Args:
       tables: of `device_tables`, of one run.
-      mask: steps that call, in place of a criterion; the first always does.
+      mask: steps that call, in place of a criterion, of all images or [B, N] of each; the first always does.
     """
     steps, (batch, *shape) = tables["t"].shape[1], x.shape
 
@@ -291,7 +314,7 @@ def run_in_step(
         now, x0_hat = jax.lax.cond(state.need.any(), call, skip)
         nfe = nfe + jnp.where(state.need, network_calls(denoise, t, label), 0)
         noise = image_noise(keys, k + 1, tuple(shape)) if stochastic else None
-        given = None if mask is None else mask[jnp.minimum(k + 1, steps - 1)]
+        given = None if mask is None else mask[..., jnp.minimum(k + 1, steps - 1)] & jnp.ones_like(state.need)
         after = skipping.step(now, x0_hat, row, ahead, limits, noise, given)
         return (after, nfe, dense_calls + state.need.any()), (state.need, x0_hat if keep_steps else None)
 

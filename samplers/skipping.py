@@ -13,12 +13,14 @@ or velocity:
              scalar  |(d_k + d_{k-2}) / 2 - d_{k-1}| <= delta d_{k-1},  d = mean |Dx|          [the authors' code]
              vector  mean |Dx_k - 2 Dx_{k-1} + Dx_{k-2}| <= delta mean |Dx_{k-1}|               [the paper]
              slope   |e_a - e_b| |lam_{k+1} - lam_a| <= delta |e_a| |lam_a - lam_b|, the drift of e        [ours]
+     normalised (an experiment): Dx_k = (x_{k+1} / m_{k+1} - x_k / m_k) / (s_{k+1} - s_k) with s = sigma / m in place of
+             the increment, which is e itself for a first-order solver
   5. but call after c_max skips in a row, in the first steps and in the last ones
   6. budget K: delta becomes delta pace^4, pace = (N - tail - k - 1) / (K - u - tail) * K / N with u calls made; once
      u + tail = K everything but the tail is skipped, whatever 5 says
 
 Nothing is divided in 4: a state that stands still (d = 0) is skipped where its third difference is 0, too. Statistics
-are float32 means over each image, or over the whole batch.
+are float32 means over each image, or over the whole batch; a state of less precision is rounded once a step.
 """
 
 import math
@@ -116,6 +118,7 @@ class Skipping:
         for statistics of the whole batch.
       compat: count skips in a row as the authors' code does: their limit begins at step 8 only, and the first run may
         be as long as k - 3.
+      normalize: increments per unit of noise level; see equation 4.
     """
 
     criterion: str
@@ -123,6 +126,7 @@ class Skipping:
     over: str
     agreement: float | None = None
     compat: bool = False
+    normalize: bool = False
 
     def start(self, x: Float[Array, "batch *shape"], outputs: int) -> SkipState:
         """Before the first step, of a solver that takes `outputs` outputs a step."""
@@ -139,9 +143,9 @@ class Skipping:
         self, state: SkipState, x0_hat: Float[Array, "batch *shape"], row: dict[str, Array]
     ) -> SkipState:
         """Takes note of what the network said at this step; equation 1."""
-        e = (state.x - wide(row["m"], state.x) * x0_hat) / wide(row["sigma"], state.x)
-        return state._replace(e_a=e, e_b=state.e_a, lam_a=row["lam"] + jnp.zeros_like(state.lam_a),
-                              lam_b=state.lam_a, calls=state.calls + 1)  # fmt: skip
+        e = (precise(state.x) - wide(row["m"], state.x) * x0_hat) / wide(row["sigma"], state.x)
+        e, lam = e.astype(state.e_a.dtype), row["lam"] + jnp.zeros_like(state.lam_a)
+        return state._replace(e_a=e, e_b=state.e_a, lam_a=lam, lam_b=state.lam_a, calls=state.calls + 1)
 
     def reused(self, state: SkipState, row: dict[str, Array]) -> Float[Array, "batch *shape"]:
         """x0_hat of a step without a call; equations 2 and 1."""
@@ -151,7 +155,7 @@ class Skipping:
             slope = (state.calls >= 2) & (gap != 0)  # two calls at one noise level have none
             far = jnp.where(slope, (row["lam"] - state.lam_a) / jnp.where(slope, gap, 1.0), 0.0)
             e = e + wide(far, e) * (state.e_a - state.e_b)
-        return (state.x - wide(row["sigma"], e) * e) / wide(row["m"], e)
+        return ((state.x - wide(row["sigma"], e) * e) / wide(row["m"], e)).astype(state.x.dtype)
 
     def step(
         self, state: SkipState, x0_hat: Float[Array, "batch *shape"], row: dict[str, Array], ahead: dict[str, Array],
@@ -167,13 +171,25 @@ class Skipping:
         """
         outputs = (x0_hat, *state.back)
         weights = jnp.moveaxis(row["weights"], -1, 0)
-        drifted = wide(row["a"], state.x) * state.x
+        drifted = wide(row["a"], state.x) * precise(state.x)
         drifted = drifted + sum(wide(weights[j], state.x) * output for j, output in enumerate(outputs))
         x = drifted if noise is None else drifted + wide(row["noise"], noise) * noise  # (3)
         run = jnp.where(state.need, 0, state.run + 1)
-        skip, past = self._wants_to_skip(state, drifted - state.x, ahead["lam"], limits)
+        skip, past = self._wants_to_skip(state, self._increment(state.x, drifted, row, ahead), ahead["lam"], limits)
         need = self._need(state, skip, run, limits, ahead["reserve"]) | ahead["forced"] if mask is None else mask
-        return state._replace(x=x, k=state.k + 1, back=outputs[:-1], past=past, run=run, need=need)
+        back = tuple(output.astype(state.x.dtype) for output in outputs[:-1])
+        return state._replace(x=x.astype(state.x.dtype), k=state.k + 1, back=back, past=past, run=run, need=need)
+
+    def _increment(
+        self, x: Float[Array, "batch *shape"], drifted: Float[Array, "batch *shape"], row: dict[str, Array],
+        ahead: dict[str, Array],
+    ) -> Float[Array, "batch *shape"]:
+        """Dx of equation 4."""
+        if not self.normalize:
+            return drifted - x
+        level = ahead["sigma"] / ahead["m"] - row["sigma"] / row["m"]
+        level = jnp.where(level == 0, 1.0, level)  # after the last step, where nothing is decided
+        return (drifted / wide(ahead["m"], x) - x / wide(row["m"], x)) / wide(level, x)
 
     def _wants_to_skip(
         self, state: SkipState, increment: Float[Array, "batch *shape"], next_lam: Array, limits: Limits
@@ -188,7 +204,7 @@ class Skipping:
             return self._agreed((change * ahead <= delta * size * behind) & (state.calls >= 2)), state.past
         if self.criterion == "vector":
             bend = mean(jnp.abs(precise(increment) - 2 * precise(d1) + precise(d2)))
-            return self._agreed(bend <= delta * mean(jnp.abs(precise(d1)))), (increment, d1)
+            return self._agreed(bend <= delta * mean(jnp.abs(precise(d1)))), (increment.astype(d1.dtype), d1)
         d0 = mean(jnp.abs(precise(increment)))
         return self._agreed(jnp.abs((d0 + d2) / 2 - d1) <= delta * d1), (d0, d1)
 
