@@ -64,6 +64,11 @@ class Guided:
         if not 0 <= low < high:
             raise ValueError(f"guidance interval = {self.interval} must be (low, high) with 0 <= low < high")
 
+    @property
+    def one_time(self) -> bool:
+        """Whether one of the two takes one time for all images."""
+        return getattr(self.main, "one_time", False) or getattr(self.guide, "one_time", False)
+
     def guided(self, t: Float[Any, " batch"]) -> Bool[Any, " batch"]:
         """Where the guide acts, numpy for times on the host."""
         level = array_namespace(t).exp(-0.5 * self.process.logsnr(t))

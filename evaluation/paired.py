@@ -64,12 +64,14 @@ def feature_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -
 
 
 def paired_fidelity(x: Float[np.ndarray, "n h w c"], y: Float[np.ndarray, "n h w c"]) -> dict[str, float]:
-    """{"relative_l2" (median), "relative_l2_p95", "psnr", "ssim"}; all at their worst where x is not finite."""
+    """{"relative_l2" (median), "relative_l2_mean", "relative_l2_p95", "psnr", "ssim"}, at their worst where x is not
+    finite."""
     if not np.isfinite(x).all():
-        return {"relative_l2": np.inf, "relative_l2_p95": np.inf, "psnr": -np.inf, "ssim": -1.0}
+        return {"relative_l2": np.inf, "relative_l2_mean": np.inf, "relative_l2_p95": np.inf, "psnr": -np.inf,
+                "ssim": -1.0}  # fmt: skip
     errors = relative_l2(x, y)
-    return {"relative_l2": float(np.median(errors)), "relative_l2_p95": float(np.percentile(errors, 95)),
-            "psnr": psnr(x, y), "ssim": ssim(x, y)}  # fmt: skip
+    return {"relative_l2": float(np.median(errors)), "relative_l2_mean": float(np.mean(errors)),
+            "relative_l2_p95": float(np.percentile(errors, 95)), "psnr": psnr(x, y), "ssim": ssim(x, y)}  # fmt: skip
 
 
 def _pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

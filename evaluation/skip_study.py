@@ -24,7 +24,6 @@ from samplers.skipping import EACH_IMAGE, Limits, Skipping, Steps, device_tables
 
 D, CLASSES = 64, 5
 SOLVERS = ("ddim", "euler", "2m")
-WARMUP = 4
 
 
 # --- The mixture ------------------------------------------------------------------------------------------------------
@@ -143,24 +142,25 @@ def _with_mask(denoise, x, label, tables, mask, reuse):
     return samples.x0
 
 
-def limits(shape: tuple[int, ...], delta, c_max, steps, *, tail=0, budget=None) -> Limits:
+def limits(shape: tuple[int, ...], delta, c_max, steps, *, warmup=4, tail=0, budget=None) -> Limits:
     """Each a number or one per image."""
-    whole = (c_max, steps, WARMUP, tail, steps if budget is None else budget)
+    whole = (c_max, steps, warmup, tail, steps if budget is None else budget)
     return Limits(jnp.broadcast_to(jnp.asarray(delta, float), shape),
                   *(jnp.broadcast_to(jnp.asarray(value, jnp.int32), shape) for value in whole))  # fmt: skip
 
 
 def adaptive(
     criterion: str, delta: float, c_max: int, reuse: str, count: int = 96, *, compat: bool = False,
-    normalize: bool = False, tail: int = 0, budget=None, steps: int = 50, guidance: float = 3.0, per_class: int = 2,
-    draws: int = 96,
+    normalize: bool = False, warmup: int = 4, tail: int = 0, budget=None, steps: int = 50, guidance: float = 3.0,
+    per_class: int = 2, draws: int = 96,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results [3, count, D] and calls [3, count], solver by solver; all of them are requests of one queue."""
     skipping = Skipping(criterion=criterion, reuse=reuse, over=EACH_IMAGE, compat=compat, normalize=normalize)
     x, labels = images(count, steps, draws)
     requests = Requests(
         x.reshape(-1, D), jax.vmap(jax.random.key)(jnp.arange(3 * count)), labels.reshape(-1),
-        jnp.repeat(jnp.arange(3), count), limits((3 * count,), delta, c_max, steps, tail=tail, budget=budget),
+        jnp.repeat(jnp.arange(3), count),
+        limits((3 * count,), delta, c_max, steps, warmup=warmup, tail=tail, budget=budget),
     )  # fmt: skip
     all_tables = device_tables(list(tables(steps).values()))
     done = _in_queue(skipping, guided_denoiser(guidance, per_class), requests, all_tables, 48)
@@ -169,11 +169,14 @@ def adaptive(
 
 def masked(
     mask: Bool[np.ndarray, "*count n"], reuse: str, count: int = 96, *, guidance: float = 3.0, per_class: int = 2,
-    draws: int = 96, solvers: tuple[str, ...] = SOLVERS,
+    draws: int = 96, solvers: tuple[str, ...] = SOLVERS, repeat: int | None = None,
 ) -> np.ndarray:
-    """Results [solvers, count, D] of given steps that call, of all images or [count, N] of each."""
+    """Results [solvers, count, D] of given steps that call, of all images or [count, N] of each; with `repeat` of the
+    first few images again and again."""
     steps = mask.shape[-1]
-    x, labels = images(count, steps, draws)
+    x, labels = images(repeat or count, steps, draws)
+    again = np.arange(count) % x.shape[1]
+    x, labels = x[:, again], labels[:, again]
     mask, denoise = jnp.broadcast_to(jnp.asarray(mask), (count, steps)), guided_denoiser(guidance, per_class)
     return np.stack([
         _with_mask(denoise, x[i], labels[i], device_tables([tables(steps)[name]]), mask, reuse)

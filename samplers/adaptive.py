@@ -49,6 +49,8 @@ AGGREGATES = ("mean", "max", "quantile")
 SOLVERS = {"ddim": DDIM, "euler": Euler, "dpm_solver": DPMSolver, "ancestral": Ancestral}
 FEW_STEPS = 15  # below, there is next to nothing to skip
 PRESETS: dict[str, dict[str, Any]] = {
+    # The best for its calls on a grid uniform in time, as most are (`docs/results/adaptive_diffusion.md`).
+    "default": {"criterion": "slope", "delta": 0.1, "reuse": "linear", "c_max": 2, "warmup": 2},
     # The authors' code.
     "paper": {"criterion": "scalar", "delta": 0.01, "c_max": 4, "compat": True},
     "safe": {"criterion": "scalar", "delta": 0.01, "c_max": 2, "tail": 2},
@@ -206,12 +208,13 @@ class Adaptive:
                         over=EACH_IMAGE if self.mode == "per_sample" else ALL_IMAGES)  # fmt: skip
 
     def sample(
-        self, denoise: Denoiser, process: Process, keys: Key[Array, " batch"], label: Int[Array, " batch"] | None, *,
+        self, denoise: Denoiser, process: Process, keys: Key[Array, " batch"], label: Any, *,
         shape: tuple[int, ...], keep_steps: bool = False,
     ) -> Samples:
         """As every sampler; with `keep_steps` x0_hat is also that of steps without a call, and all images keep step.
 
-        A denoiser that can say so has an attribute `one_time`, true if it takes one time for all images.
+        A denoiser that can say so has an attribute `one_time`, true if it takes one time for all images. `label` is a
+        tree of [B, ...] arrays for a denoiser that wants one.
 
         Raises:
           ValueError: for a process without a kernel, a budget that guidance makes impossible, or mode per_sample with a
@@ -220,7 +223,7 @@ class Adaptive:
         return self.sample_with_report(denoise, process, keys, label, shape=shape, keep_steps=keep_steps)[0]
 
     def sample_with_report(
-        self, denoise: Denoiser, process: Process, keys: Key[Array, " batch"], label: Int[Array, " batch"] | None, *,
+        self, denoise: Denoiser, process: Process, keys: Key[Array, " batch"], label: Any, *,
         shape: tuple[int, ...], keep_steps: bool = False,
     ) -> tuple[Samples, SkipReport]:
         """`sample`, and what was skipped."""
@@ -235,7 +238,7 @@ class Adaptive:
         if shared or keep_steps:
             return run_in_step(self.skipping(), denoise, x, keys, label, tables, limits, stochastic=stochastic,
                                keep_steps=keep_steps)  # fmt: skip
-        _check_times(denoise, x[: self.slots], jax.tree.map(lambda values: values[: self.slots], label))
+        _check_times(denoise, x, label, min(self.slots, count))
         requests = Requests(x, keys, label, jnp.zeros(count, jnp.int32), limits)
         done = run_queue(self.skipping(), denoise, requests, tables, slots=self.slots, stochastic=stochastic)
         return Samples(done.x, done.nfe), SkipReport(done.calls, done.called, done.turns, min(self.slots, count))
@@ -268,18 +271,23 @@ def solver_steps(solver: Any, process: Process, denoise: Denoiser | None = None)
     return Steps(t, np.ones_like(t) if flow else alpha, sigma, lam, a, weights, noise, forced)
 
 
-def _check_times(denoise: Denoiser, x: Float[Array, "batch *shape"], label: Any) -> None:
+def _check_times(denoise: Denoiser, x: Float[Array, "batch *shape"], label: Any, slots: int) -> None:
     """Raises ValueError for a denoiser that needs one time for all images, as far as it says so or shapes tell."""
     rule = ("mode = 'per_sample' calls the network with a time for each image, and this denoiser takes one for all; "
             "choose mode = 'shared'")
     if getattr(denoise, "one_time", False):
         raise ValueError(rule)
+    count = slots + (slots == x.shape[-1])  # or times could be taken for channels
+
+    def of(values: Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *values.shape[1:]), values.dtype)
+
     try:
-        shape = jax.eval_shape(denoise, x, jnp.zeros(len(x)), label).shape
-    except (TypeError, ValueError) as problem:
+        shape = jax.eval_shape(denoise, of(x), of(jnp.zeros(1)), jax.tree.map(of, label)).shape
+    except (TypeError, ValueError, AssertionError) as problem:
         raise ValueError(f"{rule} ({problem})") from problem
-    if shape != x.shape:
-        raise ValueError(f"{rule} (x0_hat has shape {shape}, the images {x.shape})")
+    if shape != of(x).shape:
+        raise ValueError(f"{rule} (x0_hat has shape {shape}, the images {of(x).shape})")
 
 
 def run_in_step(
@@ -307,7 +315,7 @@ def run_in_step(
             return state, skipping.reused(state, row)
 
         def call() -> tuple[Any, Array]:
-            x0_hat = denoise(state.x, t, label)
+            x0_hat = denoise(state.x, t, label).astype(state.x.dtype)
             after = skipping.called(state, x0_hat, row), x0_hat
             return select(state.need, after, skip()) if state.need.ndim else after
 

@@ -105,7 +105,7 @@ def run_queue(
 
     def turn(loop: _Loop) -> _Loop:
         active, row, label = working(loop), rows_of(loop), of(requests.label, loop.request)
-        x0_hat = denoise(loop.state.x, row["t"], label)  # (1)
+        x0_hat = denoise(loop.state.x, row["t"], label).astype(loop.state.x.dtype)  # (1)
         cost = jnp.where(active, network_calls(denoise, row["t"], label), 0)
         loop = advance(loop, active, x0_hat, skipping.called(loop.state, x0_hat, row))  # (2)
         loop = loop._replace(nfe=loop.nfe + cost)

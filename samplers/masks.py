@@ -8,17 +8,16 @@ They run through the same state machine as `Adaptive`, with the same reuse of ou
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from diffusion.base import Denoiser, Process
-from samplers.adaptive import Adaptive, SkipReport, run_in_step, solver_steps
+from samplers.adaptive import SkipReport, run_in_step, solver_steps
 from samplers.base import Samples
-from samplers.skipping import ALL_IMAGES, EACH_IMAGE, Skipping, device_tables
+from samplers.skipping import ALL_IMAGES, EACH_IMAGE, Limits, Skipping, device_tables
 
 
 def uniform_mask(steps: int, calls: int) -> Bool[np.ndarray, " n"]:
@@ -43,22 +42,22 @@ def random_masks(
       ValueError: where no choice has so many calls.
     """
 
-    @cache
-    def ways(step: int, run: int, left: int) -> int:
-        """Choices for the steps from `step` on, after `run` skips in a row, with `left` calls."""
-        if step == steps:
-            return int(left == 0)
-        called = ways(step + 1, 0, left - 1) if left else 0
-        return called + (ways(step + 1, run + 1, left) if run < c_max else 0)
-
-    if warmup > calls or not ways(warmup, 0, calls - warmup):
+    # ways[step][run][left]: choices for the steps from `step` on, after `run` skips in a row, with `left` calls.
+    ways: dict[int, np.ndarray] = {steps: np.zeros((c_max + 1, calls + 2), object)}
+    ways[steps][:, 0] = 1
+    for step in range(steps - 1, warmup - 1, -1):
+        later, table = ways[step + 1], np.zeros((c_max + 1, calls + 2), object)
+        table[:, 1:] += later[0, :-1]  # it calls
+        table[:-1] += later[1:]  # it does not
+        ways[step] = table
+    if not 1 <= warmup <= calls <= steps or not ways[warmup][0, calls - warmup]:
         raise ValueError(f"calls = {calls} of {steps} steps are not possible with warmup = {warmup} and c_max = "
                          f"{c_max}")
     masks = np.ones((count, steps), bool)
     for mask in masks:
         run, left = 0, calls - warmup
         for step in range(warmup, steps):
-            share = ways(step + 1, 0, left - 1) / ways(step, run, left) if left else 0.0
+            share = ways[step + 1][0, left - 1] / ways[step][run, left] if left else 0.0
             mask[step] = draw.random() < share
             run, left = (0, left - 1) if mask[step] else (run + 1, left)
     return masks
@@ -70,28 +69,34 @@ def greedy_masks(
     """{number of calls: mask} for each of `calls`, by backward elimination; step 0 always calls.
 
     Args:
-      error: of each of steps - 1 masks at most. What is asked for has always the same shape: a round that has fewer
-        candidates repeats the first.
+      error: of each of steps - 1 masks. A round that has fewer candidates repeats the first ones, so that what is asked
+        for has always the same shape.
+
+    Raises:
+      ValueError: for no numbers of calls, or one that is not between 1 and `steps`.
     """
+    if not calls or not 1 <= min(calls) <= max(calls) <= steps:
+        raise ValueError(f"calls = {tuple(calls)} must be numbers between 1 and the {steps} steps")
     mask, found = np.ones(steps, bool), {}
     for left in range(steps, min(calls) - 1, -1):
         if left in calls:
             found[left] = mask.copy()
         dropped = np.flatnonzero(mask)[1:]
-        if left == min(calls) or not len(dropped):
+        if left == min(calls):
             break
         candidates = np.repeat(mask[None], steps - 1, axis=0)
         padded = np.resize(dropped, steps - 1)
         candidates[np.arange(steps - 1), padded] = False
-        mask[padded[np.argmin(error(candidates)[: len(dropped)])]] = False
+        found_errors = np.asarray(error(candidates))[: len(dropped)]
+        mask[dropped[np.argmin(np.where(np.isnan(found_errors), np.inf, found_errors))]] = False
     return found
 
 
 def sample_with_mask(
-    solver: Any, mask: Bool[Array, "*count n"], denoise: Denoiser, process: Process, keys: Key[Array, " batch"],
-    label: Int[Array, " batch"] | None, *, shape: tuple[int, ...], reuse: str = "hold",
+    solver: Any, mask: Bool[Any, "*count n"], denoise: Denoiser, process: Process, keys: Key[Array, " batch"],
+    label: Any, *, shape: tuple[int, ...], reuse: str = "hold",
 ) -> tuple[Samples, SkipReport]:
-    """A solver that calls at given steps, the first of them always.
+    """A solver that calls at given steps, the first of them always, and nowhere else even where guidance changes.
 
     Args:
       solver: as of `Adaptive`.
@@ -99,13 +104,14 @@ def sample_with_mask(
       reuse: as of `Adaptive`.
 
     Raises:
-      ValueError: for a process without a kernel, or a mask of another number of steps.
+      ValueError: for a process without a kernel, or a mask of another number of steps or images.
     """
     run = solver_steps(solver, process, denoise)
-    if mask.shape[-1] != len(run.t):
-        raise ValueError(f"a mask of {mask.shape[-1]} steps does not fit the {len(run.t)} steps of the solver")
-    over = ALL_IMAGES if mask.ndim == 1 else EACH_IMAGE
-    limits = Adaptive(solver=solver, warmup=3).limits(() if mask.ndim == 1 else (len(keys),))
+    if mask.shape not in ((len(run.t),), (len(keys), len(run.t))):
+        raise ValueError(f"a mask of shape {mask.shape} does not fit {len(keys)} images and the {len(run.t)} steps of "
+                         "the solver")
+    over, count = (ALL_IMAGES, ()) if mask.ndim == 1 else (EACH_IMAGE, (len(keys),))
+    ignored = Limits(jnp.zeros(count), *(jnp.zeros(count, jnp.int32) for _ in range(5)))
     return run_in_step(Skipping(criterion="scalar", reuse=reuse, over=over), denoise, process.prior(keys, shape), keys,
-                       label, device_tables([run]), limits, stochastic=bool(run.noise.any()),
+                       label, device_tables([run]), ignored, stochastic=bool(run.noise.any()),
                        mask=jnp.asarray(mask))  # fmt: skip

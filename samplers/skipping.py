@@ -14,7 +14,7 @@ or velocity:
              vector  mean |Dx_k - 2 Dx_{k-1} + Dx_{k-2}| <= delta mean |Dx_{k-1}|               [the paper]
              slope   |e_a - e_b| |lam_{k+1} - lam_a| <= delta |e_a| |lam_a - lam_b|, the drift of e        [ours]
      normalised (an experiment): Dx_k = (x_{k+1} / m_{k+1} - x_k / m_k) / (s_{k+1} - s_k) with s = sigma / m in place of
-             the increment, which is e itself for a first-order solver
+             the increment, which is e itself for DDIM and for Euler in the noise level
   5. but call after c_max skips in a row, in the first steps and in the last ones
   6. budget K: delta becomes delta pace^4, pace = (N - tail - k - 1) / (K - u - tail) * K / N with u calls made; once
      u + tail = K everything but the tail is skipped, whatever 5 says

@@ -1,58 +1,26 @@
 """Teachers and students of the distillation tables: `measure(seed, folder, **options)` -> figures.
 
 Imported without JAX, like all tables; each function runs in a process of its own. A teacher is trained once per seed
-for all tables, in a folder beside theirs; whoever comes first trains it and the others wait.
+for all tables (`trained_runs.py`).
 
 Figures of a set of images: fd and kid to the test images in the features of a classifier trained on the training
 images, accuracy (the share that this classifier gives the class asked for), calls (network calls per image). Of images
 that are not finite fd and kid are infinite.
 """
 
-import contextlib
-import fcntl
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs.overrides import identity, resolve
+from configs.overrides import resolve
+from configs.tables.trained_runs import features_of
 
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with this path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _trained(config: Any, folder: Path) -> None:
-    """Trains, or goes on training; does nothing where it is done. Leaves the process on a stop request."""
-    from configs.base import validate
-    from training.loop import train
-
-    validate(config)
-    with _alone(folder.with_name(f"{folder.name}.turn")):
-        code = train(config, str(folder))
-    if code:
-        sys.exit(code)
-
-
-def _shared(folder: Path) -> Path:
-    """What the runs of all tables have in common, of a run in <root>/<table>/<run>."""
-    return folder.parent.parent / "distillation"
-
-
-def _teacher(config: str, overrides: Mapping[str, Any], seed: int, folder: Path) -> tuple[Any, Path]:
-    """(config, workdir) of the trained teacher of this seed."""
-    resolved = resolve(config, {**overrides, "seed": seed, "training.tensorboard": False})
-    workdir = _shared(folder) / f"teacher-{identity(resolved)[:8]}"
-    _trained(resolved, workdir)
-    return resolved, workdir
+# The text of a measurement is a part of its identity (`Check`), and theirs has these names.
+from configs.tables.trained_runs import train_here as _trained
+from configs.tables.trained_runs import trained_run as _teacher
 
 
 def _figures(config: Any, workdir: Path, folder: Path, sampler: Any = None) -> dict[str, float]:
@@ -68,13 +36,10 @@ def _figures(config: Any, workdir: Path, folder: Path, sampler: Any = None) -> d
     from evaluation.generate import labels_of
     from evaluation.one_pass import feature_rows
     from training import components
-    from training.evaluation import make_features
     from training.inference import load_run
 
     experiment, params, _, _ = load_run(config, str(workdir))
-    cache = _shared(folder) / "features"
-    with _alone(cache.with_name("features.turn")):
-        features = make_features(config, "classifier", experiment.train, experiment.test, cache)
+    features = features_of(config, experiment, folder)
     count, solver = config.evaluation.num_samples, sampler or components.make_sampler(config)
     labels = labels_of(np.arange(count), experiment.train.num_classes)
     run = jax.jit(lambda params, keys, labels: solver.sample(

@@ -82,9 +82,9 @@ def windows_ssim(x, y, *, width=7, ddof=1, reach=2.0):
 def test_ssim_is_that_of_windows_in_numpy():
     """Three colour images, not square. Other windows, ranges and variances (the control) give other values."""
     y = 0.3 * pictures(3)
-    x = 0.9 * y + 0.03 * np.random.default_rng(1).standard_normal(y.shape) - 0.05
+    x = 0.9 * y + 0.03 * np.random.default_rng(1).standard_normal(y.shape) - 0.01
     expected = np.mean([windows_ssim(a, b) for a, b in zip(x, y)])
-    assert 0.3 < expected < 0.95
+    assert 0.2 < expected < 0.95
     np.testing.assert_allclose(ssim(x, y), expected, rtol=1e-9)
     for other in ({"width": 5}, {"ddof": 0}, {"reach": 1.0}):
         assert abs(np.mean([windows_ssim(a, b, **other) for a, b in zip(x, y)]) - expected) > 1e-5
@@ -149,13 +149,13 @@ def test_feature_distance_has_no_unit():
 # --- All of it, and what is refused -----------------------------------------------------------------------------------
 
 
-def test_paired_fidelity_has_the_median_and_the_tail():
-    """Of 21 pairs that are off by 0, 1, ... 20 hundredths of themselves; the order of the pairs does not matter."""
+def test_paired_fidelity_has_the_middle_and_the_tail():
+    """Of 21 pairs that are off by 0, 1, 4, ... 400 thousandths of themselves; their order does not matter."""
     y = pictures(21)
-    x = y * (1 + 0.01 * np.random.default_rng(5).permutation(21))[:, None, None, None]
+    x = y * (1 + 0.001 * np.random.default_rng(5).permutation(21)[:, None, None, None] ** 2)
     found = paired_fidelity(x, y)
-    assert list(found) == ["relative_l2", "relative_l2_p95", "psnr", "ssim"]
-    np.testing.assert_allclose([found["relative_l2"], found["relative_l2_p95"]], [0.10, 0.19], rtol=1e-9)
+    assert list(found) == ["relative_l2", "relative_l2_mean", "relative_l2_p95", "psnr", "ssim"]
+    np.testing.assert_allclose(list(found.values())[:3], [0.1, 2.87 / 21, 0.361], rtol=1e-9)
     assert found["psnr"] == psnr(x, y) and found["ssim"] == ssim(x, y)
     assert all(type(value) is float for value in found.values())
 
@@ -169,8 +169,9 @@ def test_one_pixel_that_is_not_finite_is_the_worst(value):
     assert good["relative_l2"] < 0.01 and good["psnr"] > 60 and good["ssim"] > 0.99
     x[2, 3, 4, 1] = value
     worst = paired_fidelity(x, y)
-    assert worst == {"relative_l2": np.inf, "relative_l2_p95": np.inf, "psnr": -np.inf, "ssim": -1.0}
     assert list(worst) == list(good)
+    assert all(value == np.inf for name, value in worst.items() if name.startswith("relative_l2"))
+    assert worst["psnr"] == -np.inf and worst["ssim"] == -1.0
 
 
 @pytest.mark.parametrize("name, x, y", [

@@ -97,7 +97,7 @@ def test_pins_of_uniform_grids():
 
 
 def test_the_full_run_is_itself_wrong():
-    """Against the ODE from the same noise: more than 20 calls with linear reuse are wrong against the full run."""
+    """Against the ODE from the same noise, by more than 20 calls with linear reuse are against the full run."""
     np.testing.assert_allclose(errors_to(full(), truth())[:, 0], (0.0243, 0.0274, 0.0153), rtol=0.03)
 
 
