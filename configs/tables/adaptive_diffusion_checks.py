@@ -91,6 +91,25 @@ def toy_masks(seed: int, folder: Path, *, calls: Sequence[int], steps: int) -> d
 # --- Images -----------------------------------------------------------------------------------------------------------
 
 
+def _experiment(config: str, process: str, guidance: float, seed: int, folder: Path | None) -> tuple[Any, Any]:
+    """(experiment, parameters) for sampling on a process: of a network that is trained once, or exact for no folder.
+
+    A network is told the noise level, and may be used on another process than its own.
+    """
+    from training import components
+    from training.experiment import build_experiment
+    from training.inference import load_run
+
+    if folder is None:
+        experiment = build_experiment(resolve(config, {"process.name": process}))
+        return experiment, experiment.params["score"]
+    _, workdir = trained_run(config, {}, seed, folder)
+    guided = {"seed": seed, "training.tensorboard": False, "sampler.guidance": guidance}
+    experiment, params, _, _ = load_run(resolve(config, guided), str(workdir))
+    moved = components.make_process(resolve(config, {"process.name": process}))
+    return dataclasses.replace(experiment, process=moved), params
+
+
 def paired_images(
     seed: int, folder: Path, *, config: str, process: str, trained: bool, guidance: float, sampler: str,
     options: Mapping[str, Any], steps: int, count: int, policies: Mapping[str, Mapping[str, Any]],
@@ -100,10 +119,10 @@ def paired_images(
 
     Args:
       config: of a network that is trained, or of an exact denoiser.
-      process: on which is sampled; a network is told the noise level, whatever process it was trained on.
+      process: on which is sampled.
       guidance: its scale, of a network.
       sampler, options: of the solver, without its steps.
-      policies: adaptive choices, name -> options of `Adaptive`.
+      policies: adaptive choices, name -> options of `Adaptive`, or "preset".
       calls: of the fixed choices; greedy: of those of the greedy one.
     """
     import jax
@@ -117,26 +136,16 @@ def paired_images(
     from evaluation.one_pass import feature_rows
     from evaluation.paired import feature_distance, paired_fidelity, relative_l2
     from samplers import SAMPLERS
-    from samplers.adaptive import Adaptive, run_in_step, solver_steps
+    from samplers.adaptive import Adaptive, run_in_step, solver_steps, with_preset
     from samplers.masks import greedy_masks, random_masks, sample_with_mask, uniform_mask
     from samplers.skipping import device_tables
-    from training import components
-    from training.experiment import build_experiment
-    from training.inference import load_run
 
-    more = {"process.name": process, "process.sigma_min": None, "process.sigma_max": None, "sampler.guidance": guidance}
+    experiment, params = _experiment(config, process, guidance, seed, folder if trained else None)
     labels = None
     if trained:
-        own, workdir = trained_run(config, {}, seed, folder)
-        experiment, params, _, _ = load_run(resolve(config, {"seed": seed, "training.tensorboard": False,
-                                                             "sampler.guidance": guidance}), str(workdir))  # fmt: skip
-        experiment = dataclasses.replace(experiment, process=components.make_process(resolve(config, more)))
-        features = features_of(own, experiment, folder)
+        features = features_of(experiment.config, experiment, folder)
         real = feature_rows(features, all_images(experiment.test)).astype(np.float64)
         labels = jnp.asarray(labels_of(np.arange(count), experiment.train.num_classes))
-    else:
-        experiment = build_experiment(resolve(config, {"process.name": process}))
-        params = experiment.params["score"]
     shape, way, keys = experiment.image_shape, experiment.process, image_keys(seed, jnp.arange(count))
     solver = SAMPLERS[sampler](steps=steps, **options)
 
@@ -181,7 +190,8 @@ def paired_images(
     note("full", reference, steps)
     decide: dict[Any, Any] = {}
     for name, chosen in policies.items():
-        adaptive = Adaptive(solver=solver, mode="per_sample", **chosen)
+        given = dict(chosen)
+        adaptive = Adaptive(solver=solver, mode="per_sample", **with_preset(given.pop("preset", None), given))
         skipping = adaptive.skipping()
         if skipping not in decide:  # limits are arguments, so that a criterion is compiled once
             def run(params: Any, limits: Any, skipping: Any = skipping) -> Any:
@@ -215,4 +225,65 @@ def paired_images(
         found = greedy_masks(cost, steps, greedy)
         for kind, masks in (("greedy", found), ("uniform_few", {n: uniform_mask(steps, n) for n in greedy})):
             figures |= {f"error_{kind}_{reuse}_{n}": float(cost(mask[None])[0]) for n, mask in masks.items()}
+    return figures
+
+
+def wall_clock(
+    seed: int, folder: Path, *, config: str, process: str, guidance: float, sampler: str, options: Mapping[str, Any],
+    steps: int, slots: int, requests: int, presets: Sequence[str], repeats: int,
+) -> dict[str, float]:
+    """Seconds of presets in both modes, against the solver with all its calls on the same images, `slots` at a time.
+
+    Shared decisions are of `slots` images each; per_sample, one queue of all the requests.
+
+    Args:
+      repeats: pairs of runs, one of each, whose ratio's median counts.
+
+    Returns:
+      seconds, of all calls; speedup_<mode>_<preset>, calls_<...>, error_<...> (median of relative errors); and
+      utilisation_<preset>.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from diffusion.random import image_keys
+    from evaluation.generate import labels_of
+    from evaluation.paired import relative_l2
+    from samplers import SAMPLERS
+    from samplers.adaptive import Adaptive, with_preset
+    from training.timing import paired
+
+    experiment, params = _experiment(config, process, guidance, seed, folder)
+    solver, keys = SAMPLERS[sampler](steps=steps, **options), image_keys(seed, jnp.arange(requests))
+    labels = jnp.asarray(labels_of(np.arange(requests), experiment.train.num_classes))
+    figures: dict[str, float] = {}
+
+    def compiled(sample: Any, *, at_a_time: int) -> Any:
+        """All requests, so many at a time, in one program."""
+        def run(params: Any, keys: Any, labels: Any) -> Any:
+            return sample(experiment.sampling_denoiser(params), experiment.process, keys, labels,
+                          shape=experiment.image_shape)  # fmt: skip
+
+        groups = jax.tree.map(lambda values: values.reshape(-1, at_a_time), (keys, labels))
+        function = jax.jit(lambda params: jax.lax.map(lambda group: run(params, *group), groups))
+        return lambda: function(params)
+
+    full = compiled(lambda *given, **more: solver.sample(*given, **more).x0, at_a_time=slots)
+    reference = np.asarray(full()).reshape(requests, -1)
+    for name in presets:
+        for mode, at_a_time in (("shared", slots), ("per_sample", requests)):
+            adaptive = Adaptive(solver=solver, mode=mode, slots=slots, **with_preset(name, {}))
+
+            def sample(*given: Any, adaptive: Any = adaptive, **more: Any) -> Any:
+                samples, report = adaptive.sample_with_report(*given, **more)
+                return samples.x0, report.calls, report.utilisation
+
+            run = compiled(sample, at_a_time=at_a_time)
+            seconds, _, ratio = paired(full, run, repeats)
+            x, calls, utilisation = run()
+            errors = relative_l2(np.asarray(x).reshape(requests, -1), reference)
+            figures |= {"seconds": seconds, f"speedup_{mode}_{name}": ratio,
+                        f"calls_{mode}_{name}": float(calls.mean()),
+                        f"error_{mode}_{name}": float(np.median(errors))}  # fmt: skip
+        figures[f"utilisation_{name}"] = float(utilisation.mean())  # of the queue
     return figures

@@ -25,9 +25,10 @@ def _row(name: str, about: str, settings: dict[str, Any], missing: str, metrics:
 def _paper() -> list[Row]:
     rows = []
     for model, title in (("sd15", "Stable Diffusion 1.5"), ("sdxl", "SDXL")):
+        lacks = f"{title}; COCO 2017; LPIPS; Inception weights"
         for solver in ("ddim", "dpm_solver", "euler"):
             rows += [_row(f"{model}_{solver}_{method}", f"{title}, {solver}, {method}",
-                          _IMAGES | {"solver": solver, "method": method}, f"{title}; COCO 2017; LPIPS; Inception weights")
+                          _IMAGES | {"solver": solver, "method": method}, lacks)
                      for method in ("deepcache", "adaptive")]  # fmt: skip
     rows += [
         _row("ldm4_imagenet", "ImageNet 256x256, LDM-4, with labels", {"delta": "not stated", "c_max": "not stated"},
