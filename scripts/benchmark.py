@@ -3,6 +3,7 @@
   step       a whole training step (data, update, EMA, finite check, metrics) over the compiled forward + backward +
              optimiser of the same network on one fixed batch
   samplers   every sampler over as many compiled forwards as its NFE; time to compile few steps and many
+  adaptive   skipped calls: seconds at half the calls over all of them; slots that are refilled, and their forwards
   objectives seconds, FLOPs and temporary memory of each objective's compiled gradient over DSM's
   distillation FLOPs, seconds and memory of each update of each method over one forward pass
   evaluation Frechet distance at 2048 dimensions; accumulation of moments over Inception's own time; and, where torch
@@ -35,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scripts.benchmark_adaptive import adaptive_suite
 from scripts.benchmark_distillation import distillation_suite
 from scripts.benchmark_objectives import objectives_suite
 from scripts.benchmark_samplers import samplers_suite
@@ -176,7 +178,7 @@ def _seconds_to_first_step(workdir: Path) -> float:
 
 
 SUITES = {
-    "step": step_suite, "samplers": samplers_suite, "objectives": objectives_suite,
+    "step": step_suite, "samplers": samplers_suite, "adaptive": adaptive_suite, "objectives": objectives_suite,
     "distillation": distillation_suite, "evaluation": evaluation_suite, "start_up": start_up_suite,
 }  # fmt: skip
 
