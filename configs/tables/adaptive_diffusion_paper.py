@@ -94,7 +94,7 @@ def _others() -> list[Row]:
     for name, (model, values, source) in _OTHERS.items():
         figures = {key: Figure(_LABELS[key], PaperValue(value, source)) for key, value in values.items()}
         rows.append(Row(name=f"other_{name}", about=f"{model}, {name.split('_')[0]}", figures=figures,
-                        missing=f"this method; {model}"))  # fmt: skip
+                        settings={"model": model}, missing=f"this method; {model}"))  # fmt: skip
     return rows
 
 
