@@ -37,8 +37,8 @@ def toy_policy(seed: int, folder: Path, **options: Any) -> dict[str, float]:
 
     with jax.enable_x64(True):
         results, calls = adaptive(**options)
-        steps = options.get("steps", 50)
-        found, true = errors(results, full(steps=steps)), errors(results, truth(steps=steps))
+        problem = {name: options[name] for name in ("steps", "guidance") if name in options}
+        found, true = errors(results, full(**problem)), errors(results, truth(**problem))
     figures = {}
     for i, name in enumerate(SOLVERS):
         figures |= {f"calls_{name}": float(calls[i].mean()), f"error_{name}": float(found[i, 0]),
