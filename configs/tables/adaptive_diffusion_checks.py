@@ -207,8 +207,8 @@ def paired_images(
     for number in calls:
         for reuse in ("hold", "linear"):
             note(f"uniform_{reuse}_{number}", masked(uniform_mask(steps, number), reuse), number)
-            masks = random_masks(np.random.default_rng(seed), count, steps, number, c_max=4)
-            note(f"random_{reuse}_{number}", masked(masks, reuse), number)
+        masks = random_masks(np.random.default_rng(seed), count, steps, number, c_max=4)
+        note(f"random_hold_{number}", masked(masks, "hold"), number)
         note(f"plain_{number}", plain(SAMPLERS[sampler](steps=number, **options)), number)
         if sampler != "dpm_solver":
             note(f"dpm_solver_{number}", plain(SAMPLERS["dpm_solver"](steps=number, grid="logsnr")), number)
