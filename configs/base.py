@@ -242,7 +242,7 @@ def _sampler() -> ConfigDict:
     c.micro_steps = placeholder(int)  # lmc, ulmc: small steps that one step imitates by the Poisson midpoint method
     c.start = placeholder(float)  # lmc, ulmc: half-width of the uniform start, where the process stands still
     c.friction = placeholder(float)  # ulmc
-    c.adaptive = ConfigDict()  # ddim, euler, dpm_solver, ddpm: skip calls that change little; on if any field is set
+    c.adaptive = ConfigDict()  # ddim, euler, heun, dpm_solver, ddpm: skip calls that change little; on if any is set
     c.adaptive.preset = placeholder(str)  # default, paper, safe, accurate, fast: sets the fields below that are not set
     c.adaptive.mode = placeholder(str)  # one decision for the batch (shared), or for each image (per_sample)
     c.adaptive.criterion = placeholder(str)  # scalar (of the authors' code), vector (of the paper), slope (ours)

@@ -27,6 +27,8 @@ from samplers.ddim import DDIM, ddim_tables
 from samplers.desynchronised import Requests, run_queue
 from samplers.dpm_solver import DPMSolver
 from samplers.euler import Euler, reverse_tables
+from samplers.heun import Heun
+from samplers.heun_step import HeunStep
 from samplers.skipping import (
     ALL_IMAGES,
     CRITERIA,
@@ -46,7 +48,7 @@ from samplers.time_grids import make_grid
 
 MODES = ("shared", "per_sample")
 AGGREGATES = ("mean", "max", "quantile")
-SOLVERS = {"ddim": DDIM, "euler": Euler, "dpm_solver": DPMSolver, "ancestral": Ancestral}
+SOLVERS = {"ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver, "ancestral": Ancestral}
 FEW_STEPS = 15  # below, there is next to nothing to skip
 PRESETS: dict[str, dict[str, Any]] = {
     # The best for its calls on a grid uniform in time, as most are (`docs/results/adaptive_diffusion.md`).
@@ -83,7 +85,7 @@ class SkipReport(NamedTuple):
     Attributes:
       calls: [B] steps with a call, of each image.
       called: [B, N] which.
-      dense_calls: calls of the network, each on `rows` images at once.
+      dense_calls: how often the network was called, on `rows` images at once; twice each time for Heun's steps.
       rows: images in a call.
     """
 
@@ -103,7 +105,7 @@ class Adaptive:
     """A solver with skipped calls.
 
     Attributes:
-      solver: a DDIM, Euler, DPMSolver or Ancestral sampler; its `steps` are N.
+      solver: a DDIM, Euler, Heun, DPMSolver or Ancestral sampler; its `steps` are N. Heun's are skipped as a whole.
       mode: a name of MODES.
       criterion: scalar (of the authors' code), vector (of the paper) or slope (ours); None for scalar.
       delta: threshold; None for the criterion's own. Below 0 nothing is skipped.
@@ -145,6 +147,8 @@ class Adaptive:
             raise ValueError(f"solver = {type(self.solver).__name__} cannot skip calls; choose from "
                              f"{', '.join(SOLVERS)}")
         object.__setattr__(self, "steps", self.solver.steps)
+        if getattr(self.solver, "churn", 0) > 0:
+            raise ValueError(f"solver = Heun with churn = {self.solver.churn} cannot skip calls; it must be 0")
         for name, choices in (("mode", MODES), ("reuse", REUSES), ("aggregate", AGGREGATES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} = '{getattr(self, name)}' is not known; choose from {', '.join(choices)}")
@@ -227,7 +231,7 @@ class Adaptive:
         shape: tuple[int, ...], keep_steps: bool = False,
     ) -> tuple[Samples, SkipReport]:
         """`sample`, and what was skipped."""
-        run = solver_steps(self.solver, process, denoise)
+        denoise, run = stepwise(self.solver, process, denoise)
         run.forced[: protected(self.steps, warmup=self.warmup, start=self.start)] = False  # they call anyway, as these
         run.forced[self.steps - self.tail :] = False
         if self.budget is not None:
@@ -244,6 +248,16 @@ class Adaptive:
         return Samples(done.x, done.nfe), SkipReport(done.calls, done.called, done.turns, min(self.slots, count))
 
 
+def stepwise(solver: Any, process: Process, denoise: Denoiser) -> tuple[Denoiser, Steps]:
+    """A solver as tables, and the denoiser whose x0_hat they take: the given one, but for Heun's two calls a step.
+
+    Raises:
+      ValueError: as `solver_steps`.
+    """
+    run = solver_steps(solver, process, denoise)
+    return (HeunStep(denoise, process, run.t) if isinstance(solver, Heun) else denoise), run
+
+
 def solver_steps(solver: Any, process: Process, denoise: Denoiser | None = None) -> Steps:
     """The tables of a solver on a process; a denoiser with a guidance interval is called where it begins and ends.
 
@@ -257,8 +271,8 @@ def solver_steps(solver: Any, process: Process, denoise: Denoiser | None = None)
         t = make_grid(process, solver.grid, solver.steps).t
         if isinstance(solver, Euler):
             tables = reverse_tables(process, t, 0.5) | {"c": np.zeros(len(t))}
-        elif isinstance(solver, DDIM):
-            tables = ddim_tables(process, t, solver.eta)
+        elif isinstance(solver, DDIM | Heun):  # Heun's are those of DDIM with the x0_hat of `HeunStep`
+            tables = ddim_tables(process, t, getattr(solver, "eta", 0.0))
         else:
             tables = ancestral_tables(process, t, solver.variance, zero_terminal_snr=solver.zero_terminal_snr)
         a, weights, noise = tables["a"], tables["b"][:, None], tables["c"]

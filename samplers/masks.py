@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from diffusion.base import Denoiser, Process
-from samplers.adaptive import SkipReport, run_in_step, solver_steps
+from samplers.adaptive import SkipReport, run_in_step, stepwise
 from samplers.base import Samples
 from samplers.skipping import ALL_IMAGES, EACH_IMAGE, Limits, Skipping, device_tables
 
@@ -106,7 +106,7 @@ def sample_with_mask(
     Raises:
       ValueError: for a process without a kernel, or a mask of another number of steps or images.
     """
-    run = solver_steps(solver, process, denoise)
+    denoise, run = stepwise(solver, process, denoise)
     if mask.shape not in ((len(run.t),), (len(keys), len(run.t))):
         raise ValueError(f"a mask of shape {mask.shape} does not fit {len(keys)} images and the {len(run.t)} steps of "
                          "the solver")

@@ -1,4 +1,4 @@
-"""The README's ten-line examples are run as they stand there: what a reader copies must work."""
+"""The examples of the README and of docs/samplers.md are run as they stand there: what a reader copies must work."""
 
 import importlib.util
 import re
@@ -27,16 +27,20 @@ from scoring.weightings import Weighting
 """
 
 
-@pytest.fixture(scope="module")
-def readme(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """A module with every Python block of the README."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    path = tmp_path_factory.mktemp("readme") / "readme_examples.py"
-    path.write_text(HEADER + "\n".join(blocks))
-    spec = importlib.util.spec_from_file_location("readme_examples", path)
+def examples(document: str, folder: Path, header: str = "") -> ModuleType:
+    """A module with every Python block of a document."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    path = folder / "examples.py"
+    path.write_text(header + "\n".join(blocks))
+    spec = importlib.util.spec_from_file_location("examples", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return examples("README.md", tmp_path_factory.mktemp("readme"), HEADER)
 
 
 def test_the_sampler_of_the_readme(readme):
@@ -54,6 +58,16 @@ def test_the_stand_alone_samplers_of_the_readme(readme):
     assert (readme.points.nfe == 400).all() and (readme.samples.nfe == 20).all()
     assert abs(float(jnp.mean(readme.points.x0**2)) - 3.25) < 4 * np.sqrt(11 / 10_000)
     assert abs(float(jnp.mean(readme.samples.x0**2)) - 1) < 4 * np.sqrt(2 / 20_000) + 0.01
+
+
+def test_adaptive_sampling_of_the_docs(tmp_path):
+    """Samples of N(0, I) to four standard errors; mixed requests: those of 25 steps are scaled as their labels say."""
+    docs = examples("docs/samplers.md", tmp_path)
+    assert (docs.report.calls < 25).all() and 0.9 < docs.report.utilisation <= 1
+    assert abs(float(jnp.mean(docs.samples.x0**2)) - 1) < 4 * np.sqrt(2 / 128) + 0.01
+    few = docs.finished.calls[1::2]
+    assert (few <= 25).all() and (docs.finished.called[1::2].sum(1) == few).all()
+    assert not docs.finished.called[1::2, 25:].any() and docs.finished.called[::2, 49:].any()
 
 
 def test_the_objective_of_the_readme(readme):

@@ -4,6 +4,7 @@ The oracle (`alone`) is one image in float64 numpy, written from the recursion; 
 solvers' tables and, where a solver is stochastic, its draws. Its agreement with `run_queue` covers any number of slots.
 """
 
+import itertools
 import re
 from functools import partial
 
@@ -24,7 +25,10 @@ from samplers.desynchronised import Requests, run_queue
 from samplers.dpm_solver import DPMSolver
 from samplers.euler import Euler
 from samplers.heun import Heun
+from samplers.masks import sample_with_mask
+from samplers.sa_solver import SASolver
 from samplers.skipping import ALL_IMAGES, EACH_IMAGE, Limits, Skipping, device_tables
+from samplers.time_grids import make_grid
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -67,7 +71,7 @@ def keys(count, seed=0):
 
 PLAIN = {
     "ddim": (partial(DDIM, eta=0.5), "edm", "vector"), "euler": (Euler, "flow", "scalar"),
-    "2m": (DPMSolver, "vp", "slope"),
+    "2m": (DPMSolver, "vp", "slope"), "heun": (Heun, "edm", "slope"), "heun, flow": (Heun, "flow", "scalar"),
     "ancestral": (partial(Ancestral, variance="large"), "vp", "vector"),
 }  # fmt: skip
 
@@ -87,7 +91,7 @@ def test_negative_delta_is_the_plain_sampler(name):
 
     plain, *both = sample(keys(6))
     for samples in both:
-        np.testing.assert_array_equal(samples.nfe, np.full(6, 7))
+        np.testing.assert_array_equal(samples.nfe, np.full(6, 13 if "heun" in name else 7))
         np.testing.assert_allclose(samples.x0, plain.x0, rtol=2e-6, atol=2e-6 * np.abs(plain.x0).max())
 
 
@@ -574,14 +578,15 @@ def test_presets():
     assert with_preset("safe", {"c_max": 3})["c_max"] == 3
     assert Adaptive(solver=DDIM(), **with_preset("fast", {"criterion": "vector"})).limits().delta == np.float32(0.05)
     assert with_preset("fast", {"criterion": "slope"})["delta"] == 0.2
-    with pytest.raises(ValueError, match="preset = 'best' is not known; choose from paper, safe, accurate, fast"):
+    with pytest.raises(ValueError, match="preset = 'best' is not known; choose from default, paper, safe, acc"):
         with_preset("best", {})
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"solver": Heun(steps=50)}, f"solver = Heun cannot skip calls; choose from {', '.join(SOLVERS)}"),
+        ({"solver": SASolver(steps=50)}, f"solver = SASolver cannot skip calls; choose from {', '.join(SOLVERS)}"),
+        ({"solver": Heun(churn=4.0)}, "solver = Heun with churn = 4.0 cannot skip calls; it must be 0"),
         ({"mode": "lock_step"}, "mode = 'lock_step' is not known; choose from shared, per_sample"),
         ({"reuse": "quadratic"}, "reuse = 'quadratic' is not known; choose from hold, linear"),
         ({"aggregate": "median"}, "aggregate = 'median' is not known; choose from mean, max, quantile"),
@@ -632,3 +637,27 @@ def test_guided_answers_numpy_on_the_host():
     np.testing.assert_array_equal(host, denoise.guided(jnp.asarray(t, jnp.float32)))
     assert list(np.flatnonzero(solver_steps(DDIM(steps=24), VP, denoise).forced)) == list(
         1 + np.flatnonzero(np.diff(host.astype(int))))  # fmt: skip
+
+
+# --- Steps of two calls -----------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_heun_is_skipped_as_a_whole(double):
+    """Held over m steps, the mean slope of two calls is one longer step of Euler's with that slope, in plain numpy."""
+    process, steps = PROCESSES["edm"], 6
+    denoise, solver = mixture_denoise(process), Heun(steps=steps)
+    t = make_grid(process, "karras", steps).t
+    level = np.append(process.sigma(t), 0.0)
+    mask = np.array([True, False, False, True, True, True])
+    samples, report = sample_with_mask(solver, mask, denoise, process, keys(3), None, shape=(D,))
+    x, x0 = np.asarray(process.prior(keys(3), (D,)), np.float64), mixture_denoise(process, np)
+    called = [*np.flatnonzero(mask), steps]
+    for k, after in itertools.pairwise(called):
+        slope = (x - x0(x, np.full(3, t[k]), None)) / level[k]
+        if k < steps - 1:
+            y = x + (level[k + 1] - level[k]) * slope
+            slope = (slope + (y - x0(y, np.full(3, t[k + 1]), None)) / level[k + 1]) / 2
+        x = x + (level[after] - level[k]) * slope
+    np.testing.assert_allclose(samples.x0, x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(samples.nfe, 7)  # 2 + 2 + 2 + 1
+    np.testing.assert_array_equal(report.calls, 4)

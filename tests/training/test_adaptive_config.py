@@ -48,8 +48,8 @@ def test_another_criterion_does_not_take_the_delta_of_the_presets_unit():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"preset": "quick"}, "config.sampler.adaptive.preset = 'quick' is not known; choose from paper, safe, accurate, "
-                          "fast"),
+    ({"preset": "quick"}, "config.sampler.adaptive.preset = 'quick' is not known; choose from default, paper, safe, "
+                          "accurate, fast"),
     ({"criterion": "third"}, "config.sampler.adaptive.criterion = 'third' is not known; choose from scalar, vector, "
                              "slope"),
     ({"delta": 0.1}, "config.sampler.adaptive.delta = 0.1 needs its criterion, whose unit it has; choose from scalar, "
@@ -67,8 +67,8 @@ def test_what_is_wrong_is_named_in_one_line(fields, message):
 
 
 def test_a_sampler_that_cannot_skip_and_a_student_are_refused():
-    with pytest.raises(ValueError, match=r"^config\.sampler\.adaptive: solver = Heun cannot skip calls; choose from"):
-        components.check_method(config({"preset": "fast"}, {"sampler": "heun"}))
+    with pytest.raises(ValueError, match=r"^config\.sampler\.adaptive: solver = SASolver cannot skip calls; choose "):
+        components.check_method(config({"preset": "fast"}, {"sampler": "sa_solver"}))
     student = resolve("configs/digits.py:moment_matching", {
         "sampler": "ddim", "sampler.steps": 20, "distillation.teacher": "exact", "sampler.adaptive.preset": "fast",
     })  # fmt: skip
