@@ -106,7 +106,10 @@ def _experiment(config: str, process: str, guidance: float, seed: int, folder: P
     _, workdir = trained_run(config, {}, seed, folder)
     guided = {"seed": seed, "training.tensorboard": False, "sampler.guidance": guidance}
     experiment, params, _, _ = load_run(resolve(config, guided), str(workdir))
-    moved = components.make_process(resolve(config, {"process.name": process}))
+    if experiment.config.process.name == process:
+        return experiment, params
+    levels = {"process.sigma_min": None, "process.sigma_max": None}  # another process has its own
+    moved = components.make_process(resolve(config, {"process.name": process, **levels}))
     return dataclasses.replace(experiment, process=moved), params
 
 

@@ -6,6 +6,7 @@ names: a claim that looks for another one is found out.
 
 import dataclasses
 import math
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from configs.overrides import resolve
 from configs.tables import TABLES
 from configs.tables.adaptive_diffusion import IMAGE_SOLVERS, PRESET_NAMES, TOY
-from configs.tables.adaptive_diffusion_checks import paired_images, toy_masks, toy_policy, wall_clock
+from configs.tables.adaptive_diffusion_checks import _experiment, paired_images, toy_masks, toy_policy, wall_clock
 from configs.tables.adaptive_diffusion_claims import TENTH, at_calls
 from configs.tables.base import NotRunError, Values
 from diffusion.random import image_keys
@@ -90,8 +91,9 @@ def clock_figures(options):
     return figures
 
 
+@cache
 def made_up():
-    """{row: {figure: values}} of all rows; every claim holds."""
+    """{row: {figure: values}} of all rows, not to be changed; every claim holds."""
     adaptive = {"full": (50.0, 0.0), "paper": (24.0, 0.02), "scalar0.01_hold_c4": (20.0, 0.02)}
     toys = {"toy_default": (20.0, 0.001), "toy_n25": (11.0, 0.01), "toy_n100": (44.0, 0.01),
             "toy_guidance1": (18.0, 0.01), "toy_guidance7.5": (28.0, 0.01)}  # fmt: skip
@@ -157,8 +159,8 @@ def changed(row, changes):
     """Made-up figures with some of a row in place of others, which are there."""
     rows = made_up()
     assert {*changes} <= {*rows[row]}
-    rows[row] |= {name: value if isinstance(value, list) else [value] for name, value in changes.items()}
-    return rows
+    lists = {name: value if isinstance(value, list) else [value] for name, value in changes.items()}
+    return rows | {row: rows[row] | lists}
 
 
 DIGITS, EXACT = ([f"{target}_{solver}_n50" for solver in SOLVERS] for target in ("digits", "digits_gaussians"))
@@ -190,8 +192,9 @@ CHANGES = [
     *[(row, {"error_default": error}, fails) for name, of_name in OF_DEFAULT.items() for row in of_name
       for error, fails in ((0.02, (name,)), (0.9 * 0.02 + 1e-4, (name,)), (0.9 * 0.02 - 1e-4, ()),
                            ([0.01, math.inf], (name,)))],
-    *[(row, {f"error_{kind}_20": 0.01}, (name,)) for name, of_name in OF_DEFAULT.items() for row in of_name
-      for kind in ("uniform_linear", "plain", "dpm_solver") if kind != "dpm_solver" or "_2m_" not in row],
+    *[(row, {f"error_{kind}_20": 0.01}, (name, *(OF_SCALAR[2:] if kind == "plain" and row in DIGITS else ())))
+      for name, of_name in OF_DEFAULT.items() for row in of_name for kind in ("uniform_linear", "plain", "dpm_solver")
+      if kind != "dpm_solver" or "_2m_" not in row],
     *[(row, {"error_uniform_linear_20": math.inf, "error_plain_20": math.inf}, ()) for row in (*EXACT, *GUIDED)],
     *[(row, {"error_default": 0.02}, ())  # of no claim
       for row in ("digits_empirical_ddim_n50", "mnist_euler_n50", "digits_ddim_n25")],
@@ -309,6 +312,34 @@ def test_every_row_has_an_identity_and_options_that_can_be_made():
     assert {row.rsplit("_n", 1)[0].rsplit("_", 1)[1] for row in DIGITS} == {*IMAGE_SOLVERS}
 
 
+@pytest.fixture(scope="module")
+def experiment():
+    return build_experiment(resolve("configs/exact.py:gaussians_digits", {"process.name": "vp_linear"}))
+
+
+LEARNT = sorted({(row.small.options["config"], row.small.options["process"]) for row in ROWS.values()
+                 if row.small.measure is wall_clock or row.small.options.get("trained")})  # fmt: skip
+
+
+@pytest.mark.parametrize("config, process", LEARNT)
+def test_a_network_can_be_used_on_the_process_of_its_rows(tmp_path, monkeypatch, experiment, config, process):
+    """Without training it: it is that of the seed, with the row's guidance, and only the process is another one."""
+    asked = {}
+
+    def load_run(config, workdir):
+        asked["config"], asked["workdir"] = config, workdir
+        return experiment, "weights", 7, "hash"
+
+    monkeypatch.setattr("configs.tables.adaptive_diffusion_checks.trained_run",
+                        lambda config, overrides, seed, folder: (None, folder / f"{config}-{seed}"))  # fmt: skip
+    monkeypatch.setattr("training.inference.load_run", load_run)
+    found, params = _experiment(config, process, 3.0, 5, tmp_path)
+    assert asked["workdir"] == str(tmp_path / f"{config}-5") and params == "weights"
+    assert (asked["config"].seed, asked["config"].sampler.guidance) == (5, 3.0)
+    assert type(found.process.schedule).__name__.lower() == process.replace("_", "")
+    assert dataclasses.replace(found, process=experiment.process).__dict__ == experiment.__dict__
+
+
 # --- The measurements on a tiny problem -------------------------------------------------------------------------------
 
 TINY = {"config": "configs/exact.py:gaussians_digits", "process": "vp_linear", "trained": False, "guidance": 1.0,
@@ -318,11 +349,6 @@ TINY = {"config": "configs/exact.py:gaussians_digits", "process": "vp_linear", "
         "calls": (7,), "greedy": (8,)}  # fmt: skip
 EVERY = np.arange(10)
 SEVEN = np.array([0, 1, 3, 4, 6, 7, 9])  # evenly spread, two first
-
-
-@pytest.fixture(scope="module")
-def experiment():
-    return build_experiment(resolve(TINY["config"], {"process.name": TINY["process"]}))
 
 
 @pytest.fixture(scope="module")
@@ -412,6 +438,7 @@ class Pixels:
         return {"features": images.reshape(len(images), -1) / 127.5}
 
 
+@pytest.mark.slow
 def test_figures_of_a_guided_network(tmp_path, monkeypatch):
     """An exact denoiser in its place: labels by turns, guidance, and distances of features."""
     given = {"process.name": "vp_linear", "sampler.guidance": 3.0}
@@ -444,6 +471,7 @@ def test_figures_of_a_guided_network(tmp_path, monkeypatch):
     assert figures["fd_uniform_hold_7"] == pytest.approx(frechet_distance_of_features(rows[0], real), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_toy_policies(tmp_path):
     """Half of ten steps after the first two; and without skips all calls with no error, whatever the guidance is."""
     some = {"criterion": "slope", "delta": 1e9, "c_max": 1, "reuse": "linear", "warmup": 2, "steps": 10}

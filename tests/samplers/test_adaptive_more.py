@@ -1,9 +1,11 @@
-"""Adaptive sampling: increments per noise level, states in half precision, denoisers with one time, labels as trees.
+"""Adaptive sampling: increments per noise level, states in half precision, denoisers with one time, labels as trees;
+and seconds.
 
 Increments per noise level are told apart from others by a fact: a first-order solver moves x / alpha by the network's
 noise times the change of sigma / alpha. The oracle knows nothing of alpha, and so VP and EDM must decide alike.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -21,6 +23,7 @@ from samplers.ddim import DDIM
 from samplers.desynchronised import Requests, run_queue
 from samplers.dpm_solver import DPMSolver
 from samplers.skipping import ALL_IMAGES, EACH_IMAGE, Limits, Skipping, Steps, device_tables, row_at
+from training.timing import paired
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -416,3 +419,63 @@ def test_labels_may_be_trees():
     for klass, scale in ((CLASSES, SCALES[::-1].copy()), ((CLASSES + 1) % 3, SCALES)):
         for (other, *_), (same, *_) in zip(by_trees(klass, scale), ((x,), shared)):
             assert (np.abs(other - same).max(1) > 1e-3).sum() >= 4
+
+
+# --- Seconds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def optimised():
+    """Programs as they are compiled outside the tests."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def residual_mlp(pixels, layers=6, width=512):
+    """(denoiser of images and their weights, weights)."""
+    draw = np.random.default_rng(0)
+    sizes = [(pixels, width), *[(width, width)] * layers, (width, pixels)]
+    weights = [jnp.asarray(draw.standard_normal(size) / np.sqrt(size[0]), jnp.float32) for size in sizes]
+
+    def denoise(weights, x, t):
+        first, *middle, last = weights
+        h = x @ first + t[:, None]
+        for matrix in middle:
+            h = h + jax.nn.gelu(h @ matrix) / layers
+        return jnp.tanh(h @ last)
+
+    return denoise, weights
+
+
+@pytest.mark.slow
+def test_half_of_the_calls_take_less_than_three_quarters_of_the_time(optimised):
+    """In shared mode, of a network of six layers. The control: where at every step some image calls, nothing is won."""
+    count, pixels, steps = 64, 64, 20
+    network, weights = residual_mlp(pixels)
+    solver = DDIM(steps=steps)
+    sampler = Adaptive(solver=solver, criterion="slope", delta=1e9, reuse="linear", c_max=2, warmup=2, start=0.25)
+    skipping, tables = sampler.skipping(), device_tables([solver_steps(solver, VP)])
+    by_turns = jnp.asarray((np.arange(count)[:, None] + np.arange(steps)) % 2 == 0)
+
+    def compiled(run):
+        return jax.jit(lambda weights: run(lambda x, t, _: network(weights, x, t)))
+
+    def lock_step(denoise):
+        each = dataclasses.replace(skipping, over=EACH_IMAGE)
+        return run_in_step(each, denoise, VP.prior(keys(count), (pixels,)), keys(count), None, tables,
+                           limits((count,), 0.1, steps), stochastic=False, mask=by_turns)  # fmt: skip
+
+    given = (VP, keys(count), None)
+    plain = compiled(lambda denoise: solver.sample(denoise, *given, shape=(pixels,)).x0)
+    shared = compiled(lambda denoise: sampler.sample_with_report(denoise, *given, shape=(pixels,)))
+
+    shares = {}
+    for name, run, calls, dense in (("shared", shared, (10, 10), 10),
+                                    ("lock_step", compiled(lock_step), (10, 11), steps)):  # fmt: skip
+        samples, report = run(weights)
+        assert (report.calls.min(), report.calls.max()) == calls and report.dense_calls == dense
+        assert np.isfinite(samples.x0).all() and np.abs(samples.x0).max() <= 1
+        _, _, shares[name] = paired(lambda run=run: run(weights), lambda: plain(weights), 5)
+    assert shares["shared"] < 0.75 < shares["lock_step"], shares
