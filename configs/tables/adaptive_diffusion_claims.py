@@ -136,13 +136,13 @@ def _transfer(values: Values) -> tuple[bool, str]:
 
 
 def _headroom(values: Values) -> tuple[bool, str]:
-    """The best of a greedy search is not below the uniform grid by half, on the same 8 images."""
+    """The best of a greedy search has less than half the error of the evenly spread choice, on the same 8 images."""
     texts, holds = [], True
     for row in _DEFAULT_ROWS:
         for reuse in ("hold", "linear"):
             best, even = (_mean(values, row, f"error_{kind}_{reuse}_20") for kind in ("greedy", "uniform_few"))
-            holds &= best > even / 2
-            texts.append(f"{row}, {reuse}: {best:.3g}, uniform {even:.3g}")
+            holds &= best < even / 2
+            texts.append(f"{row}, {reuse}: {best:.3g}, evenly spread {even:.3g}")
     return holds, "20 calls: " + "; ".join(texts)
 
 
@@ -189,6 +189,6 @@ CLAIMS = (
           "the last one.", source=_NOT_IN_PAPER, rows=("toy_masks",), predicate=_linear),
     Claim(name="fidelity_is_not_truth", text="Ours: 20 calls of DPM-Solver++ are nearer to the ODE than all 50 of "
           "DDIM.", source=_NOT_IN_PAPER, rows=_DEFAULT_ROWS, predicate=_truth),
-    Claim(name="no_headroom", text="Ours: a greedy search finds no choice of 20 calls with half the error of evenly "
-          "spread ones.", source=_NOT_IN_PAPER, rows=_DEFAULT_ROWS, predicate=_headroom),
+    Claim(name="headroom", text="Ours: a greedy search finds 20 calls with less than half the error of evenly spread "
+          "ones.", source=_NOT_IN_PAPER, rows=_DEFAULT_ROWS, predicate=_headroom),
 )  # fmt: skip
