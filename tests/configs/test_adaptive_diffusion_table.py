@@ -23,6 +23,7 @@ from diffusion.random import image_keys
 from evaluation.distances import frechet_distance_of_features
 from samplers import SAMPLERS
 from samplers.adaptive import PRESETS, Adaptive, with_preset
+from training.components import make_process
 from training.experiment import build_experiment
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -63,7 +64,7 @@ def image_figures(options, adaptive):
     for reuse in ("hold", "linear"):
         for n in options["greedy"]:
             error = FIXED[f"uniform_{reuse}"] * (20 / n) ** 2
-            figures |= {f"error_uniform_few_{reuse}_{n}": [error], f"error_greedy_{reuse}_{n}": [0.6 * error]}
+            figures |= {f"error_uniform_few_{reuse}_{n}": [error], f"error_greedy_{reuse}_{n}": [0.4 * error]}
     return figures
 
 
@@ -221,7 +222,7 @@ CHANGES = [
       for error, fails in ((0.2, ("fidelity_is_not_truth",)), (0.19, ()), (0.3, ("fidelity_is_not_truth",)))],
     (DIGITS[0], {"truth_full": math.inf}, ("fidelity_is_not_truth",)),
     *[(row, {f"error_greedy_{reuse}_20": share * FIXED[f"uniform_{reuse}"]}, fails) for row in (EXACT[0], DIGITS[0])
-      for reuse in ("hold", "linear") for share, fails in ((0.5, ("no_headroom",)), (0.51, ()))],
+      for reuse in ("hold", "linear") for share, fails in ((0.5, ("headroom",)), (0.49, ()), (1.0, ("headroom",)))],
 ]  # fmt: skip
 
 
@@ -327,8 +328,9 @@ def test_a_network_can_be_used_on_the_process_of_its_rows(tmp_path, monkeypatch,
     asked = {}
 
     def load_run(config, workdir):
-        asked["config"], asked["workdir"] = config, workdir
-        return experiment, "weights", 7, "hash"
+        run = dataclasses.replace(experiment, config=config, process=make_process(config))
+        asked.update(config=config, workdir=workdir, run=run)
+        return run, "weights", 7, "hash"
 
     monkeypatch.setattr("configs.tables.adaptive_diffusion_checks.trained_run",
                         lambda config, overrides, seed, folder: (None, folder / f"{config}-{seed}"))  # fmt: skip
@@ -337,7 +339,9 @@ def test_a_network_can_be_used_on_the_process_of_its_rows(tmp_path, monkeypatch,
     assert asked["workdir"] == str(tmp_path / f"{config}-5") and params == "weights"
     assert (asked["config"].seed, asked["config"].sampler.guidance) == (5, 3.0)
     assert type(found.process.schedule).__name__.lower() == process.replace("_", "")
-    assert dataclasses.replace(found, process=experiment.process).__dict__ == experiment.__dict__
+    if process == asked["config"].process.name:  # with the noise levels that it was trained with
+        assert found.process == asked["run"].process
+    assert dataclasses.replace(found, process=asked["run"].process).__dict__ == asked["run"].__dict__
 
 
 # --- The measurements on a tiny problem -------------------------------------------------------------------------------
@@ -522,24 +526,29 @@ def test_seconds_of_presets(tmp_path, monkeypatch, experiment):
     params = experiment.params["score"]
     monkeypatch.setattr("configs.tables.adaptive_diffusion_checks._experiment", lambda *given: (experiment, params))
     options = {name: TINY[name] for name in ("config", "process", "guidance", "sampler", "options", "steps")}
-    options |= {"slots": 4, "requests": 8, "presets": ("default",), "repeats": 1}
+    options |= {"slots": 4, "requests": 8, "presets": ("default", "paper"), "repeats": 1}
     figures = wall_clock(0, tmp_path, **options)
     assert {*figures} == {*clock_figures(options)} and min(figures.values()) > 0
     keys, labels = image_keys(0, jnp.arange(8)), jnp.arange(8)
 
-    def direct(mode, some):
-        adaptive = Adaptive(solver=SAMPLERS["ddim"](steps=10), mode=mode, slots=4, **with_preset("default", {}))
-        samples, report = jax.jit(lambda keys, labels: adaptive.sample_with_report(
+    def direct(name, mode, *some):
+        """Images [8, pixels], calls [8] and utilisation, of some of the images at a time."""
+        adaptive = Adaptive(solver=SAMPLERS["ddim"](steps=10), mode=mode, slots=4, **with_preset(name, {}))
+        run = jax.jit(lambda keys, labels: adaptive.sample_with_report(
             experiment.sampling_denoiser(params), experiment.process, keys, labels, shape=experiment.image_shape
-        ))(keys[some], labels[some])  # fmt: skip
-        return np.asarray(samples.x0).reshape(len(samples.x0), -1), report.calls, report.utilisation
+        ))  # fmt: skip
+        found = [run(keys[part], labels[part]) for part in some]
+        return (np.concatenate([samples.x0 for samples, _ in found]).reshape(8, -1),
+                np.concatenate([report.calls for _, report in found]), float(found[0][1].utilisation))  # fmt: skip
 
     reference = plain_ddim(experiment, uniform_times(experiment.process, 10), EVERY, 8, labels)
-    shared = [direct("shared", slice(0, 4)), direct("shared", slice(4, 8))]
-    x, calls, utilisation = direct("per_sample", slice(None))
-    for mode, images, made in (("shared", np.concatenate([x for x, _, _ in shared]), [n for _, n, _ in shared]),
-                               ("per_sample", x, calls)):  # fmt: skip
-        assert figures[f"calls_{mode}_default"] == pytest.approx(np.mean(made)) and np.mean(made) < 10
-        error = figures[f"error_{mode}_default"]
-        assert error == pytest.approx(np.median(apart(images, reference)), rel=1e-3) and 0 < error < 0.3
-    assert figures["utilisation_default"] == pytest.approx(float(utilisation)) and 0 < utilisation <= 1
+    shared_calls = []
+    for name in options["presets"]:
+        for mode, parts in (("shared", (slice(0, 4), slice(4, 8))), ("per_sample", (slice(None),))):
+            images, calls, utilisation = direct(name, mode, *parts)
+            assert figures[f"calls_{mode}_{name}"] == pytest.approx(calls.mean())
+            error = figures[f"error_{mode}_{name}"]
+            assert error == pytest.approx(np.median(apart(images, reference)), rel=1e-3) and 0 < error < 0.3
+            shared_calls += [calls] if mode == "shared" else []
+        assert figures[f"utilisation_{name}"] == pytest.approx(utilisation) and 0 < utilisation <= 1
+    assert shared_calls[0].max() < 10 and len({*shared_calls[1]}) == 2  # four images do not decide as the others
