@@ -73,8 +73,8 @@ CLAIMS = (
     Claim(name="as_good_as_the_best", text="Ours: with 8 steps the student is at least as good as its teacher with the "
           "best sampler.", source="not in the paper", rows=_rows(_K8, _MANY),
           predicate=not_above(_K8, ("digits_teacher", "best")),
-          explanation="Its kernel is that of ancestral sampling, with which the teacher itself has 0.712 with 64 calls; "
-          "with that of DDIM it is. The teacher's best solver needs no more than 8 calls on data as easy as these."),
+          explanation="Its kernel is that of ancestral sampling, with which the teacher has 0.712 with 64 calls; with "
+          "that of DDIM it is. The teacher's best solver needs no more than 8 calls on data as easy as these."),
     Claim(name="far_better_at_eight", text="Ours: with 8 steps its distance is less than half of the teacher's with "
           "the same sampler.", source="not in the paper", rows=_rows(_K8, _EIGHT),
           predicate=below((_K8, _EIGHT), factor=0.5)),
@@ -82,8 +82,8 @@ CLAIMS = (
           "distillation.", source="not in the paper's text",
           rows=("digits_alternating_k8", "digits_progressive", "digits_consistency_k8"),
           predicate=less((_K8, ("digits_progressive", "fd_8")), (_K8, ("digits_consistency_k8", "fd"))),
-          explanation="Than progressive distillation it is. The mean of consistency distillation is a tenth above, within "
-          "the spread of the seeds."),
+          explanation="Than progressive distillation it is. The mean of consistency distillation is a tenth above, "
+          "within the spread of the seeds."),
     Claim(name="beats_many_steps_mnist", text="On 28x28 digits, too, with 8 steps it is better than its teacher "
           "with 64.", source="section 5.1 (ImageNet)", rows=("mnist_alternating_k8", "mnist_teacher"),
           predicate=below((("mnist_alternating_k8", "fd"), ("mnist_teacher", "fd_ancestral64"))),
