@@ -173,6 +173,8 @@ def paired_images(
 
     reference, fine = masked(np.ones(steps, bool), "hold"), plain(SAMPLERS["dpm_solver"](steps=500, grid="logsnr"))
     figures: dict[str, float] = {}
+    if greedy and count < GREEDY_IMAGES:
+        raise ValueError(f"count = {count} must be at least {GREEDY_IMAGES}, the images of the greedy search")
 
     def rows_of(x: np.ndarray) -> np.ndarray:
         return feature_rows(features, to_uint8(x)).astype(np.float64)
@@ -181,7 +183,7 @@ def paired_images(
         pairs = paired_fidelity(x, reference)
         found = {"calls": made, "error": pairs["relative_l2"], "error_mean": pairs["relative_l2_mean"],
                  "error95": pairs["relative_l2_p95"], "psnr": pairs["psnr"], "ssim": pairs["ssim"],
-                 "truth": float(np.median(relative_l2(x, fine)))}  # fmt: skip
+                 "truth": float(np.median(relative_l2(x, fine))) if np.isfinite(x).all() else math.inf}  # fmt: skip
         if trained:
             finite = np.isfinite(x).all()
             rows = rows_of(x) if finite else None
@@ -190,7 +192,7 @@ def paired_images(
         figures.update({f"{figure}_{name}": value for figure, value in found.items()})
 
     reference_rows = rows_of(reference) if trained else None
-    note("full", reference, steps)
+    note("full", reference, float(steps))
     decide: dict[Any, Any] = {}
     for name, chosen in policies.items():
         given = dict(chosen)
@@ -209,12 +211,12 @@ def paired_images(
         note(name, np.asarray(x), float(made.mean()))
     for number in calls:
         for reuse in ("hold", "linear"):
-            note(f"uniform_{reuse}_{number}", masked(uniform_mask(steps, number), reuse), number)
+            note(f"uniform_{reuse}_{number}", masked(uniform_mask(steps, number), reuse), float(number))
         masks = random_masks(np.random.default_rng(seed), count, steps, number, c_max=4)
-        note(f"random_hold_{number}", masked(masks, "hold"), number)
-        note(f"plain_{number}", plain(SAMPLERS[sampler](steps=number, **options)), number)
+        note(f"random_hold_{number}", masked(masks, "hold"), float(number))
+        note(f"plain_{number}", plain(SAMPLERS[sampler](steps=number, **options)), float(number))
         if sampler != "dpm_solver":
-            note(f"dpm_solver_{number}", plain(SAMPLERS["dpm_solver"](steps=number, grid="logsnr")), number)
+            note(f"dpm_solver_{number}", plain(SAMPLERS["dpm_solver"](steps=number, grid="logsnr")), float(number))
     few = GREEDY_IMAGES
     for reuse in ("hold", "linear") if greedy else ():
         def cost(masks: np.ndarray, reuse: str = reuse) -> np.ndarray:

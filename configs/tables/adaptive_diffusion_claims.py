@@ -32,7 +32,8 @@ def at_calls(values: Values, row: str, kind: str, calls: float, figure: str = "e
                    if name.startswith(start) and name.removeprefix(start).isdigit())  # fmt: skip
     if not known or not known[0] <= calls <= known[-1]:
         raise NotRunError(f"{row}: no {start}<calls> around {calls:.3g}")
-    logs = [np.log(np.maximum(values.get(row, f"{start}{n}").mean(), 1e-12)) for n in known]
+    with np.errstate(divide="ignore"):  # no error at all
+        logs = [np.log(values.get(row, f"{start}{n}").mean()) for n in known]
     return float(np.exp(np.interp(calls, known, logs)))
 
 
@@ -40,7 +41,8 @@ def against(values: Values, row: str, choice: str, kind: str, figure: str = "err
     """The error of an adaptive choice over that of a fixed one with as many calls, and the figures."""
     calls, error = (float(values.get(row, f"{name}_{choice}").mean()) for name in ("calls", figure))
     other = at_calls(values, row, kind, calls, figure)
-    return error / other, f"{row}, {calls:.3g} calls: {choice} {error:.3g}, {kind} {other:.3g}"
+    quotient = error / other if other else np.inf  # nothing is better than no error
+    return quotient, f"{row}, {calls:.3g} calls: {choice} {error:.3g}, {kind} {other:.3g}"
 
 
 def better(rows: Iterable[str], choice: str, kinds: Iterable[str], figure: str = "error") -> Predicate:
@@ -111,7 +113,7 @@ def _toy_against(names: Iterable[str], kind: str) -> Predicate:
 
 
 def _truth(values: Values) -> tuple[bool, str]:
-    """20 calls of DPM-Solver++ are nearer to the ODE than all 50 of DDIM, and than 20 with linear reuse."""
+    """20 calls of DPM-Solver++ are nearer to the ODE than all 50 of DDIM."""
     texts, holds = [], True
     for row in ("digits_gaussians_ddim_n50", "digits_ddim_n50"):
         full, few, ours = (_mean(values, row, f"truth_{name}") for name in ("full", "dpm_solver_20", "default"))
@@ -124,7 +126,7 @@ def _guidance(values: Values) -> tuple[bool, str]:
     """More guidance, more calls; the criterion and delta of the paper, DDIM."""
     rows = ("toy_guidance1", "toy_scalar", "toy_guidance7.5")
     calls = [_mean(values, row, "calls_ddim") for row in rows]
-    return calls == sorted(calls), "guidance 1, 3, 7.5: " + ", ".join(f"{n:.3g}" for n in calls) + " calls"
+    return calls[0] < calls[1] < calls[2], "guidance 1, 3, 7.5: " + ", ".join(f"{n:.3g}" for n in calls) + " calls"
 
 
 def _transfer(values: Values) -> tuple[bool, str]:
