@@ -80,7 +80,7 @@ def toy_masks(seed: int, folder: Path, *, calls: Sequence[int], steps: int) -> d
         for count in calls:
             masks = random_masks(np.random.default_rng(seed), len(reference[0]), steps, count, c_max=4)
             note("random_hold", count, masked(masks, "hold"))
-            if 1000 % count == 0:  # of 30 steps the first level is another one
+            if 1000 % count == 0:  # grids of whole strides; they begin a little later than that of 50 steps
                 plain = full(steps=count)
                 note("plain", count, plain)
                 figures |= {f"truth_plain_{name}_{count}": float(e[0])
