@@ -12,8 +12,8 @@ _MANY, _EIGHT = ("digits_teacher", "fd_ancestral64"), ("digits_teacher", "fd_anc
 _K1 = ("digits_alternating_k1", "fd")
 _ONE_STEP: tuple[Place, ...] = (("digits_sim", "fd"), ("digits_consistency_k1", "fd"), ("digits_progressive", "fd_1"))
 _ONE_SEED = "One seed: a difference of a tenth is asked for."
-_POOR = ("This teacher is a poor model, whose digits get worse the more faithfully it is sampled (1.05 with 8 ancestral "
-         "steps, 2.41 with 64, 4.19 with Heun's 35 calls), and the student imitates many steps.")
+_POOR = ("This teacher is a poor model, whose digits get worse the more faithfully it is sampled (1.05 with 8 "
+         "ancestral steps, 2.41 with 64, 4.19 with Heun's 35 calls), and the student imitates many steps.")
 _ALIKE = "One seed: as good means within a fifth."
 
 
