@@ -15,6 +15,8 @@ Predicate = Callable[[Values], tuple[bool, str]]
 TENTH = 0.9
 _PAPER_SOLVERS = ("ddim", "euler", "2m")
 _DIGITS = tuple(f"digits_{solver}_n50" for solver in _PAPER_SOLVERS)
+_COMPARED = _DIGITS[:2]
+_WITHOUT_2M = "With DPM-Solver++ more steps call than any fixed choice was measured with."
 _EXACT = tuple(f"digits_gaussians_{solver}_n50" for solver in _PAPER_SOLVERS)
 _DEFAULT_ROWS = ("digits_gaussians_ddim_n50", "digits_ddim_n50")
 _FIXED = ("uniform_linear", "plain", "dpm_solver")
@@ -97,12 +99,12 @@ def _linear(values: Values) -> tuple[bool, str]:
     return holds, "uniform grid, 20 calls, hold and linear: " + "; ".join(texts)
 
 
-def _toy_against(names: Iterable[str], kind: str) -> Predicate:
+def _toy_against(names: Iterable[str], kind: str, solvers: Iterable[str] = _PAPER_SOLVERS) -> Predicate:
     """On the toy: the error of policies over that of a fixed choice at as many calls, each solver: less by a tenth."""
     def predicate(values: Values) -> tuple[bool, str]:
         texts, holds = [], True
         for name in names:
-            for solver in _PAPER_SOLVERS:
+            for solver in solvers:
                 calls, error = (_mean(values, f"toy_{name}", f"{figure}_{solver}") for figure in ("calls", "error"))
                 other = at_calls(values, "toy_masks", f"{kind}_{solver}", calls)
                 holds &= error < TENTH * other
@@ -150,35 +152,51 @@ def _headroom(values: Values) -> tuple[bool, str]:
 
 CLAIMS = (
     Claim(name="twice_as_fast", text="Twice to five times as fast with 50 steps (here calls, of the paper's setting).",
-          source="abstract", rows=_DIGITS, predicate=_twice),
+          source="abstract", rows=_DIGITS, predicate=_twice,
+          explanation="With DDIM it is. On grids that are even in the noise level or in log-SNR the criterion finds "
+          "less to skip with the same delta."),
     Claim(name="nearly_lossless", text="Nearly lossless (here: with the paper's setting the Fréchet distance to test "
-          "images rises by less than a twentieth).", source="abstract, figure 1", rows=_DIGITS, predicate=_lossless),
+          "images rises by less than a twentieth).", source="abstract, figure 1", rows=_DIGITS, predicate=_lossless,
+          explanation="Outputs held for up to four steps cost as much as a coarser grid. PSNR is above what others "
+          "measured of it on large images, 24 to 26 dB. With DDIM the distance of the preset default, of linear reuse, "
+          "rises by a fiftieth."),
     Claim(name="better_than_random", text="The criterion chooses better than chance: the paper's setting against "
-          "random skips, both with held outputs.", source="section 3, in our words", rows=_DIGITS,
-          predicate=better(_DIGITS, "scalar0.01_hold_c4", ("random_hold",))),
+          "random skips, both with held outputs.", source="section 3, in our words", rows=_COMPARED,
+          predicate=better(_COMPARED, "scalar0.01_hold_c4", ("random_hold",)),
+          explanation=f"On the toy study it does. {_WITHOUT_2M}"),
     Claim(name="better_than_uniform", text="And better than evenly spread calls, both with held outputs.",
-          source="section 3, in our words", rows=_DIGITS,
-          predicate=better(_DIGITS, "scalar0.01_hold_c4", ("uniform_hold",))),
+          source="section 3, in our words", rows=_COMPARED,
+          predicate=better(_COMPARED, "scalar0.01_hold_c4", ("uniform_hold",)),
+          explanation=_WITHOUT_2M),
     Claim(name="better_than_fewer_steps", text="Skipping is better than fewer steps of the same solver, with as many "
-          "calls.", source="figure 3", rows=_DIGITS, predicate=better(_DIGITS, "scalar0.01_hold_c4", ("plain",))),
-    Claim(name="toy_better_than_uniform", text="The same on the toy study, against evenly spread calls.",
-          source="section 3, in our words", rows=("toy_scalar", "toy_masks"),
-          predicate=_toy_against(("scalar",), "uniform_hold")),
+          "calls.", source="figure 3", rows=_COMPARED,
+          predicate=better(_COMPARED, "scalar0.01_hold_c4", ("plain",)),
+          explanation="With DDIM and Euler held outputs are larger steps: it is a choice of a grid, and this one is "
+          f"worse than the even one. {_WITHOUT_2M}"),
+    Claim(name="toy_better_than_uniform", text="On the toy study it is better than evenly spread calls with DDIM and "
+          "Euler.", source="section 3, in our words", rows=("toy_scalar", "toy_masks"),
+          predicate=_toy_against(("scalar",), "uniform_hold", ("ddim", "euler")),
+          explanation="By more than a tenth with DDIM, by less with Euler. With c_max 2 it has 0.58 of their error."),
     Claim(name="more_guidance_more_calls", text="Harder images get more calls: with guidance 1, 3 and 7.5.",
           source="figure 1, in our words", rows=("toy_guidance1", "toy_scalar", "toy_guidance7.5"),
           predicate=_guidance),
     Claim(name="delta_transfers", text="One delta serves all solvers and numbers of steps: the share of the steps that "
           "call stays within a tenth.", source="the paper's one setting", rows=("toy_n25", "toy_scalar", "toy_n100"),
-          predicate=_transfer),
+          predicate=_transfer,
+          explanation="Differences of increments depend on the length of the steps."),
     Claim(name="default_beats_fixed", text="Ours: with DDIM the preset default is nearer to all 50 calls than evenly "
           "spread calls with linear reuse, fewer steps, and DPM-Solver++, with as many calls.", source=_NOT_IN_PAPER,
           rows=_DEFAULT_ROWS, predicate=better(_DEFAULT_ROWS, "default", _FIXED)),
     Claim(name="default_beats_fixed_empirical", text="Ours: the same where the denoiser is that of the training digits "
           "themselves, mean errors.", source=_NOT_IN_PAPER, rows=("digits_empirical_ddim_n50",),
-          predicate=better(("digits_empirical_ddim_n50",), "default", _FIXED, "error_mean")),
+          predicate=better(("digits_empirical_ddim_n50",), "default", _FIXED, "error_mean"),
+          explanation="Not than evenly spread calls. Either way all but a few images end at the same training image, and "
+          "the few decide."),
     Claim(name="default_beats_fixed_euler", text="Ours: the same with Euler on Karras' grid and DPM-Solver++ on one of "
           "log-SNR.", source=_NOT_IN_PAPER, rows=(*_DIGITS[1:], *_EXACT[1:]),
-          predicate=better((*_DIGITS[1:], *_EXACT[1:]), "default", _FIXED)),
+          predicate=better((*_DIGITS[1:], *_EXACT[1:]), "default", _FIXED),
+          explanation="These grids are already as even as the solvers need. The criterion asks for calls at low noise, "
+          "where e changes fast and errors count little."),
     Claim(name="default_beats_fixed_guided", text="Ours: the same with DDIM on 28x28 digits, guidance 1, 3 and 7.5.",
           source=_NOT_IN_PAPER, rows=("mnist_ddim_n50", "mnist_ddim_n50_w3", "mnist_ddim_n50_w7.5"),
           predicate=better(("mnist_ddim_n50", "mnist_ddim_n50_w3", "mnist_ddim_n50_w7.5"), "default", _FIXED)),
