@@ -190,8 +190,8 @@ CLAIMS = (
     Claim(name="default_beats_fixed_empirical", text="Ours: the same where the denoiser is that of the training digits "
           "themselves, mean errors.", source=_NOT_IN_PAPER, rows=("digits_empirical_ddim_n50",),
           predicate=better(("digits_empirical_ddim_n50",), "default", _FIXED, "error_mean"),
-          explanation="Not than evenly spread calls. Either way all but a few images end at the same training image, and "
-          "the few decide."),
+          explanation="Not than evenly spread calls. Either way all but a few images end at the same training image, "
+          "and the few decide."),
     Claim(name="default_beats_fixed_euler", text="Ours: the same with Euler on Karras' grid and DPM-Solver++ on one of "
           "log-SNR.", source=_NOT_IN_PAPER, rows=(*_DIGITS[1:], *_EXACT[1:]),
           predicate=better((*_DIGITS[1:], *_EXACT[1:]), "default", _FIXED),
