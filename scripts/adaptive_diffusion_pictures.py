@@ -54,7 +54,7 @@ def adaptive_points(values: Values, row: str, names: tuple[str, ...]) -> tuple[n
 def draw_fronts(values: Values, path: Path) -> None:
     """A panel for each solver (columns) and target (rows)."""
     targets = ("digits_gaussians", "digits")
-    figure = new_figure(11.5, 7.0)
+    figure = new_figure(10.0, 7.0)
     for axes, (target, solver) in zip(figure.subplots(2, 3).flat, [(t, s) for t in targets for s in TITLES]):
         row = image_row(target, solver, STEPS, 1.0)
         for kind, (colour, style, label) in FIXED.items():
@@ -66,11 +66,13 @@ def draw_fronts(values: Values, path: Path) -> None:
             line(axes, *adaptive_points(values, row, names), colour, "-", label, marker="o")
         for name, mark in MARKS.items():
             calls, error = (values.get(row, f"{figure}_{name}").mean() for figure in ("calls", "error"))
-            axes.plot(calls, error, mark, color=BLUE if name in ("default", "accurate", "fast") else RED, markersize=8,
-                      markeredgecolor="white", label=f"preset {name}", linestyle="none", zorder=5)  # fmt: skip
-        finish(axes, f"{TARGETS[target][0]}: {TITLES[solver]}", "calls of 50 steps", "error to all calls",
-               (13, 16, 20, 25, 32))
-        axes.set_xlim(12, 43)
+            colour = RED if name in ("paper", "safe") else BLUE
+            axes.plot(calls, error, mark, color=colour, markersize=12 if mark == "*" else 7, markeredgecolor="white",
+                      label=f"preset {name}", linestyle="none", zorder=5)  # fmt: skip
+        finish(axes, f"{TARGETS[target][0]}\n{TITLES[solver]}", "calls of 50 steps", "error to all calls",
+               (13, 16, 20, 25, 32, 40))
+        axes.set_xlim(12, 46)
+        axes.set_ylim(1.2e-3, 0.15)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.legend(handles, labels, fontsize=8, frameon=False, loc="lower center", ncols=4)
