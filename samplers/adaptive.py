@@ -51,7 +51,7 @@ AGGREGATES = ("mean", "max", "quantile")
 SOLVERS = {"ddim": DDIM, "euler": Euler, "heun": Heun, "dpm_solver": DPMSolver, "ancestral": Ancestral}
 FEW_STEPS = 15  # below, there is next to nothing to skip
 PRESETS: dict[str, dict[str, Any]] = {
-    # The best for its calls on a grid uniform in time, as most are (`docs/results/adaptive_diffusion.md`).
+    # Of what was compared the nearest to all calls, on a grid uniform in time (`docs/results/adaptive_diffusion.md`).
     "default": {"criterion": "slope", "delta": 0.1, "reuse": "linear", "c_max": 2, "warmup": 2},
     # The authors' code.
     "paper": {"criterion": "scalar", "delta": 0.01, "c_max": 4, "compat": True},

@@ -71,8 +71,12 @@ def mixture() -> NumpyMixture:
 
 @pytest.fixture(scope="module")
 def quick_to_compile():
-    """Programs that are run once: compiling takes the time, and less of it without optimisation."""
+    """Programs that are run once: compiling takes the time, and less of it without optimisation.
+
+    JAX keeps them, and would use them in other files, where they differ from optimised ones in the last bit.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
