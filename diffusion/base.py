@@ -79,9 +79,7 @@ def expand(values: Shaped[Array, " batch"], like: Shaped[Array, "batch *shape"])
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def network_calls(
-    denoise: Denoiser, t: Float[Array, " batch"], label: Any
-) -> Int[Array, " batch"]:
+def network_calls(denoise: Denoiser, t: Float[Array, " batch"], label: Any) -> Int[Array, " batch"]:
     """Network evaluations per image that one call of `denoise` at `t` costs: 1 unless the denoiser says otherwise."""
     if hasattr(denoise, "network_calls"):
         return denoise.network_calls(t, label)

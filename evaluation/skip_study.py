@@ -22,7 +22,7 @@ from samplers.adaptive import run_in_step
 from samplers.desynchronised import Requests, run_queue
 from samplers.skipping import EACH_IMAGE, Limits, Skipping, Steps, device_tables
 
-D, CLASSES = 64, 5
+D, CLASSES, PER_CLASS, IMAGES = 64, 5, 2, 96
 SOLVERS = ("ddim", "euler", "2m")
 
 
@@ -30,16 +30,16 @@ SOLVERS = ("ddim", "euler", "2m")
 
 
 @cache
-def mixture(per_class: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means [K, D], axes [D, K D] side by side, and variances [K, D] of K = 5 `per_class` Gaussians."""
+def mixture() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means [K, D], axes [D, K D] side by side, and variances [K, D] of K = 10 Gaussians, two of each class."""
     rng = np.random.default_rng(0)  # the order of the draws matters
-    count = CLASSES * per_class
+    count = CLASSES * PER_CLASS
     common = np.linalg.qr(rng.standard_normal((D, D)))[0]
     spectrum = np.arange(1, D + 1) ** -1.2
     spectrum /= spectrum.mean()
     of_class = 0.8 * np.sqrt(spectrum) * rng.standard_normal((CLASSES, D))
     own = 0.48 * np.sqrt(spectrum) * rng.standard_normal((count, D))
-    means = (0.8 * np.repeat(of_class, per_class, axis=0) + own) @ common.T
+    means = (0.8 * np.repeat(of_class, PER_CLASS, axis=0) + own) @ common.T
     axes, variances = [], []
     for _ in range(count):
         axes.append(np.linalg.qr(common + 0.09 * rng.standard_normal((D, D)))[0])
@@ -48,7 +48,7 @@ def mixture(per_class: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def guided_denoiser(guidance: float = 3.0, per_class: int = 2) -> Denoiser:
+def guided_denoiser(guidance: float = 3.0) -> Denoiser:
     """x0_hat at a noise level sigma / alpha, given as the time.
 
     Labels are classes; from CLASSES on the state is x / alpha, which Euler works on.
@@ -56,7 +56,7 @@ def guided_denoiser(guidance: float = 3.0, per_class: int = 2) -> Denoiser:
 
     def denoise(x: Array, level: Array, label: Array) -> Array:
         klass, in_levels = label % CLASSES, label >= CLASSES
-        means, axes, variances = (jnp.asarray(values) for values in mixture(per_class))
+        means, axes, variances = (jnp.asarray(values) for values in mixture())
         alpha = jnp.where(in_levels, 1.0, 1 / jnp.sqrt(1 + level**2))[:, None]
         sigma = level[:, None] * alpha
         shape = (len(x), *variances.shape)
@@ -64,7 +64,7 @@ def guided_denoiser(guidance: float = 3.0, per_class: int = 2) -> Denoiser:
         residual = (x @ axes).reshape(shape) - alpha[..., None] * middle
         spread = alpha[..., None] ** 2 * variances + sigma[..., None] ** 2
         joint = -0.5 * (residual**2 / spread + jnp.log(spread)).sum(-1)
-        inside = jnp.arange(CLASSES * per_class) // per_class == klass[:, None]
+        inside = jnp.arange(CLASSES * PER_CLASS) // PER_CLASS == klass[:, None]
         free, held = jax.nn.softmax(joint), jax.nn.softmax(jnp.where(inside, joint, -jnp.inf))
         shares = free + guidance * (held - free)
         noise = sigma * ((shares[..., None] * residual / spread).reshape(len(x), -1) @ axes.T)
@@ -117,10 +117,10 @@ def tables(steps: int = 50) -> dict[str, Steps]:
     return {name: tables_of(name, solver_levels(name, steps)) for name in SOLVERS}
 
 
-def images(count: int, steps: int = 50, draws: int = 96) -> tuple[Float[Array, "3 count d"], Int[Array, "3 count"]]:
-    """The first `count` of `draws` states to begin with, of each solver, and their labels."""
-    klass = jnp.asarray(np.random.default_rng(7).integers(0, CLASSES, draws)[:count])
-    z = np.random.default_rng(11).standard_normal((draws, D))[:count]
+def images(count: int, steps: int = 50) -> tuple[Float[Array, "3 count d"], Int[Array, "3 count"]]:
+    """The first `count` of IMAGES states to begin with, of each solver, and their labels."""
+    klass = jnp.asarray(np.random.default_rng(7).integers(0, CLASSES, IMAGES)[:count])
+    z = np.random.default_rng(11).standard_normal((IMAGES, D))[:count]
     first = [np.sqrt(tables(steps)[name].sigma[0] ** 2 + 1) if name == "euler" else 1.0 for name in SOLVERS]
     labels = jnp.stack([klass + CLASSES * (name == "euler") for name in SOLVERS])
     return jnp.asarray(np.stack([scale * z for scale in first])), labels
@@ -150,47 +150,46 @@ def limits(shape: tuple[int, ...], delta, c_max, steps, *, warmup=4, tail=0, bud
 
 
 def adaptive(
-    criterion: str, delta: float, c_max: int, reuse: str, count: int = 96, *, compat: bool = False,
+    criterion: str, delta: float, c_max: int, reuse: str, count: int = IMAGES, *, compat: bool = False,
     normalize: bool = False, warmup: int = 4, tail: int = 0, budget=None, steps: int = 50, guidance: float = 3.0,
-    per_class: int = 2, draws: int = 96,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Results [3, count, D] and calls [3, count], solver by solver; all of them are requests of one queue."""
     skipping = Skipping(criterion=criterion, reuse=reuse, over=EACH_IMAGE, compat=compat, normalize=normalize)
-    x, labels = images(count, steps, draws)
+    x, labels = images(count, steps)
     requests = Requests(
         x.reshape(-1, D), jax.vmap(jax.random.key)(jnp.arange(3 * count)), labels.reshape(-1),
         jnp.repeat(jnp.arange(3), count),
         limits((3 * count,), delta, c_max, steps, warmup=warmup, tail=tail, budget=budget),
     )  # fmt: skip
     all_tables = device_tables(list(tables(steps).values()))
-    done = _in_queue(skipping, guided_denoiser(guidance, per_class), requests, all_tables, 48)
+    done = _in_queue(skipping, guided_denoiser(guidance), requests, all_tables, 48)
     return np.asarray(done.x).reshape(3, count, D), np.asarray(done.calls).reshape(3, count)
 
 
 def masked(
-    mask: Bool[np.ndarray, "*count n"], reuse: str, count: int = 96, *, guidance: float = 3.0, per_class: int = 2,
-    draws: int = 96, solvers: tuple[str, ...] = SOLVERS, repeat: int | None = None,
+    mask: Bool[np.ndarray, "*count n"], reuse: str, count: int = IMAGES, *, guidance: float = 3.0,
+    solvers: tuple[str, ...] = SOLVERS, repeat: int | None = None,
 ) -> np.ndarray:
     """Results [solvers, count, D] of given steps that call, of all images or [count, N] of each; with `repeat` of the
     first few images again and again."""
     steps = mask.shape[-1]
-    x, labels = images(repeat or count, steps, draws)
+    x, labels = images(repeat or count, steps)
     again = np.arange(count) % x.shape[1]
     x, labels = x[:, again], labels[:, again]
-    mask, denoise = jnp.broadcast_to(jnp.asarray(mask), (count, steps)), guided_denoiser(guidance, per_class)
+    mask, denoise = jnp.broadcast_to(jnp.asarray(mask), (count, steps)), guided_denoiser(guidance)
     return np.stack([
         _with_mask(denoise, x[i], labels[i], device_tables([tables(steps)[name]]), mask, reuse)
         for i, name in enumerate(SOLVERS) if name in solvers])  # fmt: skip
 
 
 @lru_cache
-def full(count: int = 96, *, steps: int = 50, guidance: float = 3.0, per_class: int = 2, draws: int = 96) -> np.ndarray:
+def full(count: int = IMAGES, *, steps: int = 50, guidance: float = 3.0) -> np.ndarray:
     """Results [3, count, D] of all calls."""
-    return masked(np.ones(steps, bool), "hold", count, guidance=guidance, per_class=per_class, draws=draws)
+    return masked(np.ones(steps, bool), "hold", count, guidance=guidance)
 
 
 @lru_cache
-def truth(count: int = 96, *, steps: int = 50, guidance: float = 3.0) -> np.ndarray:
+def truth(count: int = IMAGES, *, steps: int = 50, guidance: float = 3.0) -> np.ndarray:
     """Results [3, count, D] of 2M on all levels from that of each solver's start on."""
     x, labels = images(count, steps)
     denoise, found = guided_denoiser(guidance), []
